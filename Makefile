@@ -1,0 +1,69 @@
+# The newcomer's commands; `make help` lists them. Each target does all of its own set-up.
+#
+#   PYTHON=python3.12   the interpreter that .venv is made from (3.11 or newer)
+#   MODEL=SRC           the model of the demo, instead of SmolLM2-135M-Instruct
+#   ARGS="-k lut -x"    more arguments for pytest (test) or the demo
+#   SHIFTADD_CACHE=DIR  where downloaded models and texts are kept (default: .cache)
+
+PYTHON ?= python3
+MODEL ?=
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip
+INSTALL := $(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+PACKAGING := pyproject.toml setup.py constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint wheel model clean
+.DELETE_ON_ERROR:
+
+help: ## list these targets
+	@echo "make TARGET [PYTHON=python3.12] [MODEL=SRC] [ARGS=...]"
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf '  %-9s %s\n' "$$name" "$$text"; done
+
+install: .venv/.installed ## make .venv with the package: .venv/bin/shiftadd-tvm
+
+demo: install model ## quantize, compile and run a real model, with a table of what it costs
+	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+test: .venv/.installed-dev ## run the tests
+	$(BIN)/pytest $(ARGS)
+
+# mypy and import-linter need `shiftadd_tvm.schedules` where the wheel has it, so they check the
+# tree that the wheel would hold.
+lint: .venv/.installed-dev ## check style, types and the rooms
+	$(BIN)/ruff check .
+	@rm -rf build/lint
+	@$(BIN)/python setup.py --quiet build --build-base build/lint-temp build_py --build-lib build/lint
+	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy
+	cd build/lint && ../../$(BIN)/lint-imports --config ../../pyproject.toml --cache-dir ../lint-imports
+
+wheel: .venv/.installed-dev ## build dist/*.whl
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+
+model: .venv/.installed ## fetch the demo model and the evaluation texts into the cache
+	$(BIN)/python examples/fetch_data.py
+
+clean: ## remove what make made, apart from .venv and the cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# A stamp file makes a repeated install instant. The install is editable: a change of the sources
+# needs none, a change of the packaging does.
+.venv/.installed: .venv/bin/pip $(PACKAGING)
+	@echo "installing shiftadd-tvm into .venv (about 400 MB are downloaded the first time)"
+	@$(INSTALL) '.[gguf]'
+	@touch $@
+
+.venv/.installed-dev: .venv/bin/pip $(PACKAGING)
+	@echo "installing shiftadd-tvm and its test tools into .venv (about 400 MB the first time)"
+	@$(INSTALL) '.[gguf,dev]'
+	@touch .venv/.installed $@
+
+# pip is the last thing that venv writes: a half-made .venv has none, and is made anew.
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: $(PYTHON) is not Python 3.11 or newer; give another one by PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv

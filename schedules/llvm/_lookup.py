@@ -1,0 +1,157 @@
+"""The look-up primitive of each instruction set, and the intrinsic that puts it under `lut_query`.
+
+One description, the one-hot reduction of `ops/lut.py` over one packed word of every plane and lane;
+one implementation an instruction set. The name carries a version: tuning records store names only,
+so an implementation that changes gets a new one.
+
+    avx2     two 8-entry vpermd, blended by bit 3 of the index
+    avx512   one 16-entry vpermd
+    generic  a scalar load a lane
+"""
+
+from tvm.s_tir import TensorIntrin
+from tvm.script import tirx as T
+
+from shiftadd_tvm.ops.lut import ENTRIES, GROUP, GROUPS
+
+VERSION = 1
+
+
+def register(isa: str, planes: int, lanes: int) -> str:
+    """Register (once) the intrinsic for `planes` and `lanes` and return its name."""
+    name = f"shiftadd.lut_{isa}_p{planes}_l{lanes}_v{VERSION}"
+    if TensorIntrin.get(name, allow_missing=True) is None:
+        implementation = {"avx2": _avx2, "avx512": _avx512, "generic": _generic}[isa]
+        TensorIntrin.register(name, _description(planes, lanes), implementation(planes, lanes))
+    return name
+
+
+def _description(planes: int, lanes: int):
+    if planes == 1:  # TVM drops loops of extent 1 from what it matches
+        return _description_single(lanes)
+
+    @T.prim_func(s_tir=True)
+    def description(tables_handle: T.handle, words_handle: T.handle, sums_handle: T.handle):
+        tables = T.match_buffer(tables_handle, (GROUPS, ENTRIES), "float32", offset_factor=1)
+        words = T.match_buffer(words_handle, (planes, lanes), "uint32", offset_factor=1)
+        sums = T.match_buffer(
+            sums_handle, (planes, lanes), "float32", offset_factor=1, scope="local"
+        )
+        with T.sblock("root"):
+            T.reads(sums[0:planes, 0:lanes], words[0:planes, 0:lanes], tables[0:GROUPS, 0:ENTRIES])
+            T.writes(sums[0:planes, 0:lanes])
+            for p, lane, group, entry in T.grid(planes, lanes, GROUPS, ENTRIES):
+                with T.sblock("one_hot"):
+                    vp, vl, vg, ve = T.axis.remap("SSRR", [p, lane, group, entry])
+                    sums[vp, vl] = sums[vp, vl] + T.Select(
+                        T.bitwise_and(
+                            T.shift_right(words[vp, vl], T.Cast("uint32", vg * GROUP)),
+                            T.uint32(ENTRIES - 1),
+                        )
+                        == T.Cast("uint32", ve),
+                        tables[vg, ve],
+                        T.float32(0),
+                    )
+
+    return description
+
+
+def _description_single(lanes: int):
+    @T.prim_func(s_tir=True)
+    def description(tables_handle: T.handle, words_handle: T.handle, sums_handle: T.handle):
+        tables = T.match_buffer(tables_handle, (GROUPS, ENTRIES), "float32", offset_factor=1)
+        words = T.match_buffer(words_handle, (1, lanes), "uint32", offset_factor=1)
+        sums = T.match_buffer(sums_handle, (1, lanes), "float32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(sums[0, 0:lanes], words[0, 0:lanes], tables[0:GROUPS, 0:ENTRIES])
+            T.writes(sums[0, 0:lanes])
+            for lane, group, entry in T.grid(lanes, GROUPS, ENTRIES):
+                with T.sblock("one_hot"):
+                    vl, vg, ve = T.axis.remap("SRR", [lane, group, entry])
+                    sums[0, vl] = sums[0, vl] + T.Select(
+                        T.bitwise_and(
+                            T.shift_right(words[0, vl], T.Cast("uint32", vg * GROUP)),
+                            T.uint32(ENTRIES - 1),
+                        )
+                        == T.Cast("uint32", ve),
+                        tables[vg, ve],
+                        T.float32(0),
+                    )
+
+    return description
+
+
+def _vectorized(planes: int, lanes: int, looked_up):
+    # group by group, so that a table's entries are loaded once for all planes; constants only, no
+    # arithmetic on loop variables: `tensorize` turns those into int64 under Relax
+    @T.prim_func(s_tir=True)
+    def implementation(tables_handle: T.handle, words_handle: T.handle, sums_handle: T.handle):
+        tables = T.match_buffer(tables_handle, (GROUPS, ENTRIES), "float32", offset_factor=1)
+        words = T.match_buffer(words_handle, (planes, lanes), "uint32", offset_factor=1)
+        sums = T.match_buffer(
+            sums_handle, (planes, lanes), "float32", offset_factor=1, scope="local"
+        )
+        with T.sblock("root"):
+            T.reads(sums[0:planes, 0:lanes], words[0:planes, 0:lanes], tables[0:GROUPS, 0:ENTRIES])
+            T.writes(sums[0:planes, 0:lanes])
+            for group in T.unroll(GROUPS):
+                for p in T.unroll(planes):
+                    sums[p, T.Ramp(0, 1, lanes)] = sums[p, T.Ramp(0, 1, lanes)] + looked_up(
+                        tables,
+                        group,
+                        T.shift_right(
+                            words[p, T.Ramp(0, 1, lanes)],
+                            T.Broadcast(T.Cast("uint32", group * GROUP), lanes),
+                        ),
+                    )
+
+    return implementation
+
+
+def _avx2(planes: int, lanes: int):
+    def looked_up(tables, group, index):
+        permute = "llvm.x86.avx2.permps"
+        low = T.call_llvm_pure_intrin("float32x8", permute, tables[group, T.Ramp(0, 1, 8)], index)
+        high = T.call_llvm_pure_intrin("float32x8", permute, tables[group, T.Ramp(8, 1, 8)], index)
+        upper = T.bitwise_and(index, T.Broadcast(T.uint32(8), 8)) != T.Broadcast(T.uint32(0), 8)
+        return T.Select(upper, high, low)
+
+    return _vectorized(planes, lanes, looked_up)
+
+
+def _avx512(planes: int, lanes: int):
+    def looked_up(tables, group, index):
+        permute = "llvm.x86.avx512.permvar.sf.512"
+        table = tables[group, T.Ramp(0, 1, 16)]
+        return T.call_llvm_pure_intrin("float32x16", permute, table, index)
+
+    return _vectorized(planes, lanes, looked_up)
+
+
+def _generic(planes: int, lanes: int):
+    @T.prim_func(s_tir=True)
+    def implementation(tables_handle: T.handle, words_handle: T.handle, sums_handle: T.handle):
+        tables = T.match_buffer(tables_handle, (GROUPS, ENTRIES), "float32", offset_factor=1)
+        words = T.match_buffer(words_handle, (planes, lanes), "uint32", offset_factor=1)
+        sums = T.match_buffer(
+            sums_handle, (planes, lanes), "float32", offset_factor=1, scope="local"
+        )
+        with T.sblock("root"):
+            T.reads(sums[0:planes, 0:lanes], words[0:planes, 0:lanes], tables[0:GROUPS, 0:ENTRIES])
+            T.writes(sums[0:planes, 0:lanes])
+            for p, lane, group in T.grid(planes, lanes, GROUPS):
+                sums[p, lane] = (
+                    sums[p, lane]
+                    + tables[
+                        group,
+                        T.Cast(
+                            "int32",
+                            T.bitwise_and(
+                                T.shift_right(words[p, lane], T.Cast("uint32", group * GROUP)),
+                                T.uint32(ENTRIES - 1),
+                            ),
+                        ),
+                    ]
+                )
+
+    return implementation

@@ -1,0 +1,78 @@
+"""Target presets: what a target family is to us, and which preset fits this machine.
+
+TVM's word for a compilation target stays `Target`; a `Backend` is our description of one preset.
+The presets themselves stand in `schedules/<family>/__init__.py`: one folder a family, by name.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from dataclasses import dataclass
+
+from shiftadd_tvm import cpu
+from shiftadd_tvm.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One target preset."""
+
+    name: str
+    family: str  # the folder under schedules/
+    target: dict[str, object]  # TVM's Target, as its JSON form
+    machine: str  # architecture as the kernel names it
+    features: tuple[str, ...]  # processor features that the kernels use
+    isa: str  # which look-up primitives the schedules take
+    lanes: int  # rows side by side in the packed order
+
+    @property
+    def order(self) -> str:
+        """The name of the packed order, as the manifest states it."""
+        return f"u32-lanes{self.lanes}"
+
+    def missing_features(self) -> list[str]:
+        """Return what this machine lacks to run the preset's kernels."""
+        if cpu.machine() != self.machine:
+            return [self.machine]
+        return sorted(set(self.features) - cpu.features())
+
+    def runs_here(self) -> bool:
+        """Tell whether this machine can run the preset's kernels."""
+        return not self.missing_features()
+
+
+def _families() -> list[str]:
+    package = importlib.import_module("shiftadd_tvm.schedules")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
+
+
+def presets() -> dict[str, Backend]:
+    """Return every preset by name, in order of preference within a family."""
+    found: dict[str, Backend] = {}
+    for family in _families():
+        found |= importlib.import_module(f"shiftadd_tvm.schedules.{family}").PRESETS
+    return found
+
+
+def load(name: str) -> Backend:
+    """Return the preset called `name`; raise `UnsupportedError` naming the nearest."""
+    known = presets()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1, 0.4)
+        hint = f"the nearest is {near[0]!r}; " if near else ""
+        raise UnsupportedError(
+            f"Target {name!r} is not known: {hint}known are {', '.join(known)} "
+            "(shiftadd-tvm targets)."
+        )
+    return known[name]
+
+
+def detect() -> Backend:
+    """Return the preferred preset that this machine can run; raise `UnsupportedError` for none."""
+    for preset in presets().values():
+        if preset.runs_here():
+            return preset
+    raise UnsupportedError(
+        f"No target preset runs on this machine ({cpu.machine()}); name one with --target, "
+        f"known are {', '.join(presets())}."
+    )

@@ -1,0 +1,256 @@
+"""From a packed model to an artifact: graph, pipeline, parameters, gate, publication."""
+
+import importlib.metadata
+import math
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import IRModule
+
+from shiftadd_tvm import artifact, graph, pipeline, verification
+from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.errors import OutputError, UnsupportedError, UsageError
+from shiftadd_tvm.files import canonical_json, sha256, staged
+from shiftadd_tvm.ops.attention import PAGE
+from shiftadd_tvm.packed import GOLDEN, PackedModel
+from shiftadd_tvm.tensorfile import ALIGNMENT, Source, stream_tensors
+
+DEFAULT_CONTEXT = 2048
+ACTIVATIONS = {"lut_query": "float32"}  # the format that each look-up operator reads
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CompileSettings:
+    """What a user may choose: the context's length, and whether the gate runs."""
+
+    context: int | None = None  # None: the model's own, at most DEFAULT_CONTEXT
+    verify: bool = True
+    dump_ir: Path | None = None
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """The result as `--json` prints it."""
+
+    target: str
+    kernels: dict[str, int]
+    library_bytes: int
+    parameter_bytes: int
+    verify: dict[str, object] | None
+    seconds: float
+
+
+def compile_model(
+    model: PackedModel,
+    output: Path,
+    backend: Backend,
+    settings: CompileSettings,
+    *,
+    version: str,
+    force: bool = False,
+    progress: Progress = lambda stage: None,
+) -> CompileReport:
+    """Write the artifact of `model` for `backend` to `output`, after it passed the gate.
+
+    `version` is ours, for the manifest. Raises `GateError` (nothing is published), `UsageError`,
+    `UnsupportedError`, `OutputError`.
+    """
+    started = time.perf_counter()
+    context = _context(model, settings.context)
+    with staged(output, artifact.MANIFEST, force=force) as folder:
+        progress("building the graph")
+        found = graph.parameters(model, backend.lanes)
+        module = graph.build(model, found)
+        signatures = _signatures(module)
+        progress("compiling kernels")
+        executable, kernels = pipeline.build(module, backend, settings.dump_ir)
+        _link(executable, folder / artifact.LIBRARY)
+        progress("packing parameters")
+        stream_tensors(folder / artifact.PARAMETERS, [_source(p) for p in found])
+        _copy_files(model, folder)
+        manifest = _manifest(model, backend, context, found, signatures, kernels, version)
+        manifest["files"] = _files(folder)
+        result = _gate(folder, manifest, backend, settings, progress)
+    report = CompileReport(
+        target=backend.name,
+        kernels=dict(kernels),
+        library_bytes=(output / artifact.LIBRARY).stat().st_size,
+        parameter_bytes=(output / artifact.PARAMETERS).stat().st_size,
+        verify=result,
+        seconds=time.perf_counter() - started,
+    )
+    return report
+
+
+def _context(model: PackedModel, wanted: int | None) -> int:
+    positions = model.decoder.positions
+    if wanted is None:
+        return min(positions, DEFAULT_CONTEXT)
+    if not 1 <= wanted <= positions:
+        raise UsageError(f"--context is {wanted}, expected 1 to {positions}, the model's positions.")
+    return wanted
+
+
+def _link(executable: relax.VMExecutable, path: Path) -> None:
+    compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+    if compiler is None:
+        raise UnsupportedError(
+            "No C++ compiler was found to link model.so: expected g++, c++ or clang++ on the PATH; "
+            "install one (Debian: apt-get install g++)."
+        )
+    try:
+        # no build id and no symbol table: both would record how the bytes were made
+        executable.export_library(
+            str(path), fcompile=_linker(compiler), options=["-s", "-Wl,--build-id=none"]
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise OutputError(f"{path.name} cannot be linked by {compiler}: {reason}.") from error
+
+
+def _linker(compiler: str) -> Any:
+    from tvm.support import cc
+
+    return cc.cross_compiler(compiler)
+
+
+def _source(parameter: graph.Parameter) -> Source:
+    nbytes = math.prod(parameter.shape) * np.dtype(parameter.dtype).itemsize
+    padded = -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+    def read() -> np.ndarray:
+        array = np.ascontiguousarray(parameter.read())
+        assert (array.shape, str(array.dtype)) == (parameter.shape, parameter.dtype), parameter.name
+        raw = np.zeros(padded, np.uint8)
+        raw[:nbytes] = array.reshape(-1).view(np.uint8)
+        return raw
+
+    return Source(parameter.name, "U8", (padded,), read)
+
+
+def _copy_files(model: PackedModel, folder: Path) -> None:
+    shutil.copyfile(model.path / GOLDEN, folder / artifact.GOLDEN)
+    for name, content in model.tokenizer_files().items():
+        (folder / name).write_bytes(content)
+
+
+def _files(folder: Path) -> dict[str, object]:
+    paths = sorted(path for path in folder.iterdir() if path.name != artifact.MANIFEST)
+    return {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths}
+
+
+def _signatures(module: IRModule) -> dict[str, object]:
+    """Return the named input and output tensors of every exported function."""
+    functions = {v.name_hint: f for v, f in module.functions_items() if isinstance(f, relax.Function)}
+    return {
+        name: {
+            "inputs": [_tensor(p.name, p.ty) for p in function.params if _is_tensor(p.ty)],
+            "outputs": [_tensor(RESULTS[name.partition("_b")[0]], function.ret_ty)],
+            "parameters": len(function.params) > 0 and not _is_tensor(function.params[-1].ty),
+        }
+        for name, function in sorted(functions.items())
+    }
+
+
+RESULTS = {
+    "embed": "x",
+    "prefill": "hidden",
+    "logits": "logits",
+    "decode": "logits",
+    "sample": "tokens",
+}
+
+
+def _is_tensor(type_: Any) -> bool:
+    return isinstance(type_, relax.TensorType)
+
+
+def _tensor(name: str, type_: Any) -> dict[str, object]:
+    sizes = [str(size) for size in type_.shape.values]
+    shape = [int(size) if re.fullmatch(r"\d+", size) else size for size in sizes]
+    return {"name": name, "dtype": str(type_.dtype), "shape": shape}
+
+
+def _manifest(
+    model: PackedModel,
+    backend: Backend,
+    context: int,
+    found: list[graph.Parameter],
+    signatures: dict[str, object],
+    kernels: Counter[str],
+    version: str,
+) -> dict[str, object]:
+    decoder = model.decoder
+    versions = {name: importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")}
+    quantization = {key: model.quantization[key] for key in ("bits", "scales", "rotation")}
+    return {
+        "schema": artifact.SCHEMA,
+        "abi": artifact.ABI,
+        "kind": "decoder",
+        "producer": {"shiftadd-tvm": version, **versions},
+        "command": f"compile --target {backend.name} --context {context}",
+        "target": {
+            "preset": backend.name,
+            "machine": backend.machine,
+            "features": list(backend.features),
+            "tvm": backend.target,
+        },
+        "packed_order": backend.order,
+        "activations": ACTIVATIONS,
+        "functions": signatures,
+        "parameters": [
+            {"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found
+        ],
+        "limits": {
+            "context": context,
+            "page": PAGE,
+            "chunk": graph.CHUNK,
+            "logit_rows": graph.LOGIT_ROWS,
+            "batches": list(graph.BATCHES),
+        },
+        "model": {
+            "type": model.config["model_type"],
+            "vocabulary": decoder.vocabulary,
+            "layers": decoder.layers,
+            "hidden": decoder.hidden,
+            "kv_heads": decoder.kv_heads,
+            "head_dim": decoder.head_dim,
+            "bos": list(decoder.bos),
+            "eos": list(decoder.eos),
+        },
+        "quantization": {
+            **quantization,
+            "effective_bits": model.effective_bits(),
+            "linear_bytes": model.linear_bytes(),
+        },
+        "kernels": dict(kernels),
+        "load": "map",
+        "verified": False,
+    }
+
+
+def _gate(
+    folder: Path,
+    manifest: dict[str, object],
+    backend: Backend,
+    settings: CompileSettings,
+    progress: Progress,
+) -> dict[str, object] | None:
+    path = folder / artifact.MANIFEST
+    path.write_bytes(canonical_json(manifest))
+    if not settings.verify or not backend.runs_here():
+        return None
+    progress("verifying against the packed model")
+    result = verification.verify(folder)
+    path.write_bytes(canonical_json({**manifest, "verified": True}))
+    return asdict(result)

@@ -1,0 +1,28 @@
+"""What this machine's processor is: its architecture, its features, how many cores we may use."""
+
+import os
+import platform
+from pathlib import Path
+
+
+def machine() -> str:
+    """Return the architecture as the kernel names it, such as "x86_64" or "aarch64"."""
+    return platform.machine()
+
+
+def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return the feature flags that Linux reports (empty where it reports none)."""
+    try:
+        lines = cpuinfo.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def cores() -> int:
+    """Return how many processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,80 @@
+"""Write outputs whole or not at all: a staging folder beside the output, renamed at the end."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from shiftadd_tvm.errors import OutputError
+
+
+def sha256(path: Path) -> str:
+    """Return the hex sha256 of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: object) -> bytes:
+    """Return `value` as indented JSON, keys sorted, with a newline: same value, same bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def refuse_existing(output: Path, marker: str, force: bool) -> None:
+    """Raise `OutputError` when `output` exists and may not be replaced.
+
+    Even `force` replaces only a folder that holds `marker`, a file by which our own outputs are
+    known: a mistyped -o must not delete a checkpoint or a home directory.
+    """
+    if not output.exists():
+        return
+    if not force:
+        raise OutputError(
+            f"{output} already exists; choose another -o, or replace it with --force."
+        )
+    if not (output / marker).is_file():
+        raise OutputError(
+            f"{output} is not replaced, even with --force: it holds no {marker}, so it was not "
+            "written by this verb; choose another -o or remove it yourself."
+        )
+
+
+@contextlib.contextmanager
+def staged(
+    output: Path, marker: str, *, force: bool = False, keep_on_failure: bool = False
+) -> Iterator[Path]:
+    """Yield the folder `<output>.partial`, which becomes `output` when the body ends well.
+
+    An existing `output` is replaced only as `refuse_existing` allows, and only at the very end.
+    When the body fails the staging folder goes, unless `keep_on_failure` says that a later run
+    resumes from it.
+    Raises `OutputError` for an existing output, missing permission or a full disk.
+    """
+    refuse_existing(output, marker, force)
+    staging = output.with_name(output.name + ".partial")
+    try:
+        if staging.exists() and not keep_on_failure:
+            shutil.rmtree(staging)
+        staging.mkdir(parents=True, exist_ok=True)
+        yield staging
+        _publish(staging, output)
+    except OSError as error:
+        _discard(staging, keep_on_failure)
+        raise OutputError(f"{output} cannot be written: {error.strerror or error}.") from error
+    except BaseException:
+        _discard(staging, keep_on_failure)
+        raise
+
+
+def _discard(staging: Path, keep: bool) -> None:
+    if not keep:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(staging: Path, output: Path) -> None:
+    replaced = output.with_name(output.name + ".replaced")
+    if output.exists():
+        output.rename(replaced)
+    staging.rename(output)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,261 @@
+"""Present a GGUF file of the llama architecture as a Hugging Face checkpoint.
+
+    metadata       -> the keys of a LlamaConfig
+    tensor names   -> model.layers.N.self_attn.q_proj.weight, ...
+    q and k rows   GGUF interleaves the two halves of a head for its rotary embedding; undone here
+    rope_freqs     -> rope_scaling of type llama3
+    tokenizer      built by transformers, which knows GGUF's tokenizers
+
+The blocks are dequantized on reading. A quantized model so opened is the reference from then on:
+what it was made from is not in the file.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+
+from shiftadd_tvm.checkpoint_base import Checkpoint
+from shiftadd_tvm.errors import BadFileError, UnsupportedError
+from shiftadd_tvm.gguf_file import GgufFile
+
+SUPPORTED = ("llama",)
+
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+INNER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# f32 (head_dim / 2): what each rotary wavelength is stretched by
+ROPE_FACTORS = "rope_freqs.weight"
+# Meta's constants; GGUF keeps only the factors that follow from them.
+LLAMA3_ROPE = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+# What transformers writes about where and how it loaded a tokenizer.
+VOLATILE_KEYS = ("is_local", "local_files_only", "name_or_path")
+
+
+class GgufCheckpoint(Checkpoint):
+    """A GGUF file under Hugging Face names."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`, build its configuration and check its tensor names."""
+        self.path = path
+        self._file = GgufFile(path)
+        architecture = self._file.metadata.get("general.architecture")
+        if architecture not in SUPPORTED:
+            raise UnsupportedError(
+                f"{path} has the GGUF architecture {architecture!r}; supported: "
+                f"{', '.join(SUPPORTED)}; give the model's safetensors instead."
+            )
+        self._names = {  # Hugging Face's name -> GGUF's
+            hf_name(path, name): name for name in self._file.names() if name != ROPE_FACTORS
+        }
+        self.config = self._config()
+        self._heads = self._permuted_heads()
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether a tensor of that name is there."""
+        return name in self._names
+
+    def names(self) -> list[str]:
+        """Return the sorted tensor names."""
+        return sorted(self._names)
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """Return a tokenizer built out of the file's vocabulary, if it has one."""
+        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+        generation = {key: self.config[key] for key in keys if key in self.config}
+        files = {"generation_config.json": _json_bytes(generation)} if generation else {}
+        if "tokenizer.ggml.tokens" in self._file.metadata:
+            files |= _build_tokenizer(self.path)
+        return files
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self._file.shape(self._names[name])
+
+    def _dtype(self, name: str) -> str:
+        return "F32" if self._file.type_name(self._names[name]) == "F32" else "F16"
+
+    def _files(self) -> list[Path]:
+        return [self.path]
+
+    def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        if name not in self._heads:
+            return self._file.read_rows(self._names[name], start, stop)
+        rows = gguf_rows(np.arange(start, stop), self._shape(name)[0] // self._heads[name])
+        if not rows.size:
+            return self._file.read_rows(self._names[name], 0, 0)
+        first = int(rows.min())
+        span = self._file.read_rows(self._names[name], first, int(rows.max()) + 1)
+        chosen: np.ndarray = span[rows - first]
+        return chosen
+
+    def _permuted_heads(self) -> dict[str, int]:
+        """Return the tensors whose rows GGUF permutes, with their number of heads."""
+        heads = {}
+        dim = self._int("head_dim")
+        for name in self._names:
+            for part, key in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
+                if f".self_attn.{part}." not in name:
+                    continue
+                heads[name] = self._int(key)
+                found, expected = self._shape(name)[0], heads[name] * dim
+                if found != expected or dim % 2:
+                    raise BadFileError(
+                        f"{self.path}: tensor {self._names[name]} has {found} rows, expected "
+                        f"{expected} = {heads[name]} heads of {dim} (an even size); get it again."
+                    )
+        return heads
+
+    def _int(self, key: str) -> int:
+        value = self.config[key]
+        assert isinstance(value, int), (key, value)
+        return value
+
+    def _number(self, key: str, default: float | None = None) -> float:
+        """Return a positive number of the metadata."""
+        value = self._file.metadata.get(f"llama.{key}", default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
+            raise BadFileError(
+                f"{self.path}: the metadata key llama.{key} is {value!r}, expected a positive "
+                "number; get the file again."
+            )
+        return value
+
+    def _config(self) -> dict[str, object]:
+        hidden = int(self._number("embedding_length"))
+        heads = int(self._number("attention.head_count"))
+        head_dim = int(self._number("rope.dimension_count", max(hidden // heads, 1)))
+        if "model.embed_tokens.weight" not in self._names:
+            raise BadFileError(f"{self.path} holds no token_embd.weight; get the file again.")
+        config: dict[str, object] = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "hidden_size": hidden,
+            "intermediate_size": int(self._number("feed_forward_length")),
+            "num_hidden_layers": int(self._number("block_count")),
+            "num_attention_heads": heads,
+            "num_key_value_heads": int(self._number("attention.head_count_kv", heads)),
+            "head_dim": head_dim,
+            "max_position_embeddings": int(self._number("context_length")),
+            "rms_norm_eps": shortest(self._number("attention.layer_norm_rms_epsilon")),
+            "rope_theta": shortest(self._number("rope.freq_base", 10000.0)),
+            "vocab_size": self._shape("model.embed_tokens.weight")[0],
+            "attention_bias": any(name.endswith(".q_proj.bias") for name in self._names),
+            "mlp_bias": any(name.endswith(".up_proj.bias") for name in self._names),
+            "tie_word_embeddings": "lm_head.weight" not in self._names,
+            "dtype": "float16",
+        }
+        rope = self._rope_scaling(head_dim)
+        return config | ({"rope_scaling": rope} if rope else {}) | self._token_ids()
+
+    def _token_ids(self) -> dict[str, object]:
+        keys = {
+            "bos_token_id": "tokenizer.ggml.bos_token_id",
+            "eos_token_id": "tokenizer.ggml.eos_token_id",
+            "pad_token_id": "tokenizer.ggml.padding_token_id",
+        }
+        metadata = self._file.metadata
+        return {name: metadata[key] for name, key in keys.items() if key in metadata}
+
+    def _rope_scaling(self, head_dim: int) -> dict[str, object] | None:
+        kind = self._file.metadata.get("llama.rope.scaling.type", "none")
+        if kind == "linear":
+            return {"rope_type": "linear", "factor": self._number("rope.scaling.factor")}
+        if kind != "none":
+            raise UnsupportedError(
+                f"{self.path}: rotary scaling of type {kind!r} is not read from GGUF; supported: "
+                "none, linear, llama3; give the model's safetensors instead."
+            )
+        if ROPE_FACTORS not in self._file:
+            return None
+        theta = self._number("rope.freq_base", 10000.0)
+        return self._llama3_rope(self._file.read_rows(ROPE_FACTORS, 0, head_dim), theta)
+
+    def _llama3_rope(self, found: np.ndarray, theta: float) -> dict[str, object]:
+        """Return the rope_scaling from which `found`, f32 [head_dim / 2], follows."""
+        factor = shortest(float(found.max(initial=1.0)))
+        if not np.allclose(found, llama3_factors(theta, 2 * found.size, factor), rtol=1e-4):
+            raise UnsupportedError(
+                f"{self.path}: the factors in {ROPE_FACTORS} are not those of llama3 rotary "
+                "scaling, the only one read from GGUF; give the model's safetensors instead."
+            )
+        return {"rope_type": "llama3", "factor": factor} | LLAMA3_ROPE
+
+
+def hf_name(path: Path, name: str) -> str:
+    """Return Hugging Face's name of a tensor that GGUF calls `name`."""
+    stem, _, suffix = name.rpartition(".")
+    block = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    if suffix in ("weight", "bias"):
+        if stem in OUTER:
+            return f"{OUTER[stem]}.{suffix}"
+        if block and block[2] in INNER:
+            return f"model.layers.{int(block[1])}.{INNER[block[2]]}.{suffix}"
+    raise UnsupportedError(
+        f"{path}: tensor {name} is not part of a dense llama model (experts and adapters are not "
+        "supported); give the model's safetensors instead."
+    )
+
+
+def gguf_rows(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """Return where GGUF keeps the given q or k rows: [head, half, i] lies at [head, i, half]."""
+    head, within = np.divmod(rows, head_dim)
+    half, i = np.divmod(within, head_dim // 2)
+    return head * head_dim + 2 * i + half
+
+
+def llama3_factors(theta: float, head_dim: int, factor: float) -> np.ndarray:
+    """Return what llama3 scaling stretches each wavelength by: float64 [head_dim / 2]."""
+    wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high = LLAMA3_ROPE["low_freq_factor"], LLAMA3_ROPE["high_freq_factor"]
+    turns = LLAMA3_ROPE["original_max_position_embeddings"] / wavelength
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    factors: np.ndarray = 1.0 / ((1.0 - smooth) / factor + smooth)
+    return factors
+
+
+def shortest(value: float) -> float:
+    """Return the shortest decimal that rounds to the same float32: 1e-05, not 9.99999975e-06."""
+    return float(str(np.float32(value)))
+
+
+def _json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _build_tokenizer(path: Path) -> dict[str, bytes]:
+    import tempfile
+
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        except (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise BadFileError(
+                f"{path}: transformers cannot build a tokenizer out of this GGUF file "
+                f"({reason[0].rstrip('.')}); give the model's safetensors folder instead."
+            ) from None
+        tokenizer.save_pretrained(folder)
+        files = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+    if "tokenizer_config.json" in files:
+        fields = json.loads(files["tokenizer_config.json"])
+        kept = {key: value for key, value in fields.items() if key not in VOLATILE_KEYS}
+        files["tokenizer_config.json"] = _json_bytes(kept)
+    return files

@@ -1,0 +1,91 @@
+"""gemm: many rows of activations times a matrix that is widened panel by panel (prefill).
+
+Unlike `lut`, this multiplies: planes are dequantized to dense float32 panels of 2 L columns, which
+a register-blocked product reads. It is labelled so wherever operations are counted. The number of
+rows is symbolic; rows are cut into static tiles of `ROWS`, the last one padded with zeros.
+"""
+
+import numpy as np
+from tvm import te
+from tvm.tirx import Select, const
+
+from shiftadd_tvm.ops import dense, lut
+from shiftadd_tvm.ops.shift import Array, apply_terms, reference_terms
+
+ROWS = 6  # rows of a register tile: 6 × 2 vectors of accumulators fit 16 vector registers
+
+
+def planes_product(values, planes, plane_terms, row_terms, outputs: int, bias=None):
+    """Return y (n, N) float32 of values (n, K) and a separable packed linear (see `lut.query`)."""
+    count, terms = (int(size) for size in plane_terms.shape)
+    one = const(1.0, "float32")
+    levels = te.compute(
+        (count,),
+        lambda p: apply_terms(one, [plane_terms[p, t] for t in range(terms)]),
+        name="levels",
+    )
+
+    tile, shape = planes_tile(values, planes, lambda p, n, k: levels[p], outputs)
+    return lut.scale_rows(tile, shape, row_terms, bias)
+
+
+def planes_tile(values, planes, level, outputs: int):
+    """Return (m, n) -> the product with the matrix sum_p level(p, n, k) · plane p, and a shape."""
+    blocks, _, count, lanes = (int(size) for size in planes.shape)
+
+    def element(b, k, j):
+        total = None
+        for p in range(count):
+            word = planes[b * 2 + j // lanes, k // lut.WORD, p, j % lanes]
+            bit = (word >> (k % lut.WORD).astype("uint32")) & const(1, "uint32")
+            value = level(p, b * 2 * lanes + j, k)
+            signed = Select(bit == const(1, "uint32"), value, -value)
+            total = signed if total is None else total + signed
+        return total
+
+    return _product(values, element, blocks, lanes, outputs)
+
+
+def dense_product(values, table, outputs: int, scale=None, bias=None):
+    """Return y (n, N) float32 of values (n, K) and a matrix in the lane order of `dense.py`."""
+    blocks, _, lanes = (int(size) for size in table.shape)
+    element = lambda b, k, j: dense.widen(table, b * 2 + j // lanes, k, j % lanes)
+    tile, shape = _product(values, element, blocks, lanes, outputs)
+    return dense.finish(tile, shape, scale, bias)
+
+
+def _product(values, element, blocks: int, lanes: int, outputs: int):
+    """Return (m, n) -> the sum over k, and the shape of y; stages `rows`, `panel`, `sums`."""
+    count, inputs = values.shape[0], int(values.shape[1])
+    tiles, width = (count + (ROWS - 1)) // ROWS, 2 * lanes
+    zero = const(0.0, "float32")
+    rows = te.compute(
+        (tiles, inputs, ROWS),
+        lambda t, k, i: te.if_then_else(t * ROWS + i < count, values[t * ROWS + i, k], zero),
+        name="rows",
+    )
+    panel = te.compute((blocks // 2, inputs, width), element, name="panel")
+    k = te.reduce_axis((0, inputs), "k")
+    sums = te.compute(
+        (blocks // 2, tiles, ROWS, width),
+        lambda b, t, i, j: te.sum(rows[t, k, i] * panel[b, k, j], axis=k),
+        name="sums",
+    )
+    # the bound is idle (m < count), but lets TVM prove that `sums` covers what y reads
+    tile = lambda m: te.min(m // ROWS, tiles - 1)
+    return (lambda m, n: sums[n // width, tile(m), m % ROWS, n % width]), (count, outputs)
+
+
+def reference_planes(
+    values: Array, planes: Array, plane_terms: Array, row_terms: Array, bias: Array | None = None
+) -> Array:
+    """Return y (n, N) float32 of values (n, K), canonical planes uint8 (P, N, ceil(K / 8)),
+    plane_terms (P, terms) and row_terms (N, terms): the same map as `lut_build`, `lut_query`."""
+    levels = reference_terms(np.ones((), np.float32), plane_terms)
+    signs = np.unpackbits(planes, axis=-1, count=values.shape[1], bitorder="little") * 2.0 - 1
+    weights = np.tensordot(levels.astype(np.float64), signs, axes=1)  # (N, K)
+    y = reference_terms((values.astype(np.float64) @ weights.T).astype(np.float32), row_terms)
+    return y if bias is None else y + bias
+
+
+REFERENCES = {"gemm_planes": reference_planes, "gemm_dense": dense.reference_dense}

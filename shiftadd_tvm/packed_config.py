@@ -1,0 +1,196 @@
+"""The `quantization_config` of a packed model: written from a `Layout`, read back and checked.
+
+    quant_method            "shiftadd_bcq"
+    version                 1; a reader refuses newer ones
+    kind                    "hf"
+    bits                    average over the weights, a whole number if it is one
+    bits_per_module         {linear: 1..4} for every quantized linear
+    scales                  {"format": "separable"}, or {"format": "row-group" | "column-wise" |
+                            "block-wise", "rows": R, "columns": C}, 0 = all of them
+    terms                   {"row_terms", "column_terms", "plane_terms"} or {"block_terms"}: how
+                            many powers of two a scale is the sum of
+    rotation                null, or {"kind": "hadamard", "max_block", "seed"}; a linear with K
+                            inputs uses bcq.rotation_block(K, max_block), and 1 means none
+    shared_input_groups     groups of two or more linears; the first stores what they share
+    calibration             null, or how the data were chosen
+    method                  {"name", ...}: what made the weights
+    embedding_bits          16 (the checkpoint's precision) or 8
+    modules_to_not_convert  as Hugging Face has it
+"""
+
+import json
+from pathlib import Path
+
+from shiftadd_tvm import families
+from shiftadd_tvm.bcq import MAX_BITS, MAX_TERMS
+from shiftadd_tvm.errors import BadFileError, UnsupportedError
+from shiftadd_tvm.families import Config, Decoder
+from shiftadd_tvm.packed_layout import Layout
+from shiftadd_tvm.settings import DEFAULT_BLOCKS, QuantizeSettings
+
+QUANT_METHOD = "shiftadd_bcq"
+VERSION = 1
+KIND = "hf"
+ROTATIONS = (4, 16, 64, 256, 1024, 4096)  # possible max_block
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """Return the JSON object in `path`; raise `BadFileError` for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadFileError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BadFileError(f"{path} is not JSON ({error}); get it again.") from None
+    if not isinstance(value, dict):
+        raise BadFileError(f"{path} holds a JSON {type(value).__name__}, expected an object.")
+    return value
+
+
+def make_layout(decoder: Decoder, settings: QuantizeSettings) -> Layout:
+    """Return the layout of `decoder` quantized as `settings` ask."""
+    rows, columns = settings.block
+    linears = [f"{b}.{name}" for b in decoder.blocks() for name in decoder.linear_shapes()]
+    return Layout(
+        decoder=decoder,
+        bits={linear: settings.bits_of(linear) for linear in linears},
+        scale_format=settings.scale_format,
+        rows=rows,
+        columns=columns,
+        terms=settings.terms,
+        max_rotation=settings.max_rotation,
+        embedding_bits=settings.embedding_bits,
+    )
+
+
+def write_config(layout: Layout, settings: QuantizeSettings) -> dict[str, object]:
+    """Return the quantization_config of what `settings` made."""
+    scales: dict[str, object] = {"format": layout.scale_format}
+    if layout.scale_format != "separable":
+        scales |= {"rows": layout.rows, "columns": layout.columns}
+    rotation = {"kind": "hadamard", "max_block": settings.max_rotation, "seed": settings.seed}
+    return {
+        "quant_method": QUANT_METHOD,
+        "version": VERSION,
+        "kind": KIND,
+        "bits": layout.nominal_bits(),
+        "bits_per_module": layout.bits,
+        "scales": scales,
+        "terms": layout.terms,
+        "rotation": rotation if settings.max_rotation else None,
+        "shared_input_groups": _shared_groups(layout.decoder),
+        "calibration": None,
+        "method": {"name": settings.method, "rounds": settings.rounds},
+        "embedding_bits": layout.embedding_bits,
+        "modules_to_not_convert": [layout.decoder.head],
+    }
+
+
+def _shared_groups(decoder: Decoder) -> list[list[str]]:
+    return [list(group) for group in decoder.input_groups() if len(group) > 1]
+
+
+def read_config(path: Path, config: Config) -> tuple[Config, Decoder, Layout]:
+    """Return quantization_config, decoder and layout of the config.json `config` at `path`."""
+    quantization = config.get("quantization_config")
+    fields = _Fields(path, quantization if isinstance(quantization, dict) else {})
+    fields.require("quant_method", fields.get("quant_method") == QUANT_METHOD, repr(QUANT_METHOD))
+    version = fields.get("version")
+    if type(version) is int and version > VERSION:
+        raise UnsupportedError(
+            f"{path} describes a packed model of version {version}, this shiftadd-tvm reads up to "
+            f"version {VERSION}; update shiftadd-tvm."
+        )
+    fields.require("version", version == VERSION and type(version) is int, str(VERSION))
+    fields.require("kind", fields.get("kind") == KIND, repr(KIND))
+    decoder = families.read_config(config)
+    layout = _read_layout(fields, decoder)
+    groups = fields.get("shared_input_groups")
+    fields.require("shared_input_groups", groups == _shared_groups(decoder), "the family's own")
+    fields.require("bits", fields.get("bits") == layout.nominal_bits(), "bits_per_module's average")
+    return fields.values, decoder, layout
+
+
+class _Fields:
+    """A quantization_config that names the key at fault."""
+
+    def __init__(self, path: Path, values: Config) -> None:
+        self.path, self.values = path, values
+
+    def get(self, key: str) -> object:
+        return self.values.get(key)
+
+    def object(self, key: str) -> Config:
+        value = self.get(key)
+        self.require(key, isinstance(value, dict), "an object")
+        assert isinstance(value, dict)
+        return value
+
+    def require(self, key: str, true: bool, expected: str) -> None:
+        if not true:
+            found = repr(self.get(key))
+            raise BadFileError(
+                f"{self.path}: quantization_config has {key} = {found[:80]}, expected {expected}; "
+                "quantize the checkpoint again."
+            )
+
+
+def _read_layout(fields: _Fields, decoder: Decoder) -> Layout:
+    """Return the layout that a quantization_config describes."""
+    rotation, embedding_bits = fields.get("rotation"), fields.get("embedding_bits")
+    fields.require("embedding_bits", embedding_bits in (8, 16), "8 or 16")
+    scale_format, rows, columns = _read_scales(fields)
+    return Layout(
+        decoder=decoder,
+        bits=_read_bits(fields, decoder),
+        scale_format=scale_format,
+        rows=rows,
+        columns=columns,
+        terms=_read_terms(fields, scale_format),
+        max_rotation=0 if rotation is None else _read_rotation(fields),
+        embedding_bits=8 if embedding_bits == 8 else 16,
+    )
+
+
+def _is_int(value: object, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _read_bits(fields: _Fields, decoder: Decoder) -> dict[str, int]:
+    expected = [f"{b}.{name}" for b in decoder.blocks() for name in decoder.linear_shapes()]
+    bits = fields.object("bits_per_module")
+    fields.require("bits_per_module", sorted(bits) == sorted(expected), "the family's linears")
+    whole = all(_is_int(value, 1, MAX_BITS) for value in bits.values())
+    fields.require("bits_per_module", whole, f"whole numbers 1-{MAX_BITS}")
+    return {linear: int(str(bits[linear])) for linear in expected}
+
+
+def _read_scales(fields: _Fields) -> tuple[str, int, int]:
+    scales = fields.object("scales")
+    scale_format = scales.get("format")
+    fields.require("scales", scale_format in DEFAULT_BLOCKS, f"one of {list(DEFAULT_BLOCKS)}")
+    if scale_format == "separable":
+        fields.require("scales", len(scales) == 1, "no block for separable scales")
+        return "separable", 0, 0
+    rows, columns = scales.get("rows"), scales.get("columns")
+    sizes = _is_int(rows, 0, 1 << 31) and _is_int(columns, 0, 1 << 31)
+    fields.require("scales", sizes, "rows and columns of 0 or more")
+    rows, columns = int(str(rows)), int(str(columns))
+    fields.require("scales", columns == 1 or columns % 4 == 0, "columns of 1 or 4 j")
+    return str(scale_format), rows, columns
+
+
+def _read_terms(fields: _Fields, scale_format: str) -> dict[str, int]:
+    terms = fields.object("terms")
+    names = [name for name in MAX_TERMS if (name == "block_terms") != (scale_format == "separable")]
+    good = sorted(terms) == sorted(names) and all(_is_int(terms[n], 1, MAX_TERMS[n]) for n in names)
+    fields.require("terms", good, f"1 to {MAX_TERMS} for {', '.join(names)}")
+    return {name: int(str(terms[name])) for name in names}
+
+
+def _read_rotation(fields: _Fields) -> int:
+    rotation = fields.object("rotation")
+    block = rotation.get("max_block")
+    good = rotation.get("kind") == "hadamard" and type(block) is int and block in ROTATIONS
+    fields.require("rotation", good, f"hadamard with max_block one of {ROTATIONS}")
+    return int(str(block))

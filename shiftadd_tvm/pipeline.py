@@ -1,0 +1,110 @@
+"""From a Relax module to an executable: one explicit, ordered list of passes, in three phases.
+
+    scheduled   every operator (marked by `ops.OP`) is replaced by its schedule for the target
+    planned     Relax becomes calls with planned memory
+    lowered     calls become virtual-machine instructions
+
+`dump` writes the module after each phase. An operator without a schedule file keeps its own loops:
+it is correct, counted as "fallback", and named in the log.
+"""
+
+import functools
+import importlib
+import logging
+import pkgutil
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import tvm
+from tvm import relax
+from tvm.ir import IRModule
+from tvm.s_tir import Schedule
+from tvm.tirx import PrimFunc
+
+from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.ops import OP
+
+log = logging.getLogger(__name__)
+
+PLAN = (
+    relax.transform.LegalizeOps,
+    relax.transform.RewriteDataflowReshape,
+    relax.transform.ToNonDataflow,
+    relax.transform.RemovePurityChecking,
+    relax.transform.CallTIRRewrite,
+    relax.transform.StaticPlanBlockMemory,
+)
+LOWER = (
+    relax.transform.LowerAllocTensor,
+    relax.transform.KillAfterLastUse,
+    relax.transform.LowerRuntimeBuiltin,
+    relax.transform.ComputePrimValue,
+    relax.transform.VMShapeLower,
+    relax.transform.AttachGlobalSymbol,
+)
+
+
+@functools.cache
+def schedules(family: str) -> dict[str, ModuleType]:
+    """Return the schedule module of each operator that a target family schedules."""
+    package = importlib.import_module(f"shiftadd_tvm.schedules.{family}")
+    found: dict[str, ModuleType] = {}
+    for name in sorted(module.name for module in pkgutil.iter_modules(package.__path__)):
+        if not name.startswith("_"):  # helpers shared by schedules
+            module = importlib.import_module(f"{package.__name__}.{name}")
+            found |= dict.fromkeys(module.OPS, module)
+    return found
+
+
+def apply_schedules(module: IRModule, backend: Backend) -> tuple[IRModule, Counter[str]]:
+    """Return the module with every operator scheduled, and how many kernels came from where."""
+    functions, counts = {}, Counter(tuned=0, scheduled=0, fallback=0)
+    known = schedules(backend.family)
+    for variable, function in module.functions_items():
+        if not isinstance(function, PrimFunc):
+            functions[variable] = function
+            continue
+        op = (function.attrs or {}).get(OP)
+        source = "scheduled" if op in known else "fallback"
+        functions[variable] = _scheduled(function, known[op], backend) if op in known else function
+        counts[source] += 1
+        log.debug("%s (%s): %s", variable.name_hint, op, source)
+    return IRModule(functions, attrs=module.attrs), counts
+
+
+def _scheduled(function: PrimFunc, module: ModuleType, backend: Backend) -> PrimFunc:
+    schedule = Schedule(IRModule({"main": function}))
+    module.schedule(schedule, backend)
+    return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def lower(
+    module: IRModule, backend: Backend, dump: Path | None = None
+) -> tuple[IRModule, Counter[str]]:
+    """Return a Relax module as scheduled kernels and the calls between them, and kernel counts."""
+    with tvm.target.Target(backend.target):
+        _dump(module, dump, "0-built")
+        module, counts = apply_schedules(module, backend)
+        _dump(module, dump, "1-scheduled")
+        module = tvm.transform.Sequential([step() for step in PLAN])(module)
+        _dump(module, dump, "2-planned")
+        module = tvm.transform.Sequential([step() for step in LOWER])(module)
+        _dump(module, dump, "3-lowered")
+        return module, counts
+
+
+def build(
+    module: IRModule, backend: Backend, dump: Path | None = None
+) -> tuple[relax.VMExecutable, Counter[str]]:
+    """Return the executable and the kernel counts of a Relax module for `backend`."""
+    module, counts = lower(module, backend, dump)
+    finished = tvm.transform.Sequential([])  # nothing is left for TVM's own pipeline
+    with tvm.target.Target(backend.target) as target:
+        return relax.build(module, target, relax_pipeline=finished), counts
+
+
+def _dump(module: IRModule, folder: Path | None, phase: str) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{phase}.py").write_text(module.script(), encoding="utf-8")

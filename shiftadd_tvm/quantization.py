@@ -1,0 +1,315 @@
+"""The verb `quantize`: a checkpoint in, a packed model out, one block at a time.
+
+Plan, validate the checkpoint's shapes whole, then quantize and write one shard a block into a
+staging folder, add what is not quantized, compute the golden logits, and publish. Finished shards
+survive an interruption: a state file in the staging folder says what they belong to, and the next
+run with the same source and settings goes on after them.
+"""
+
+import dataclasses
+import importlib
+import json
+import logging
+import math
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from shiftadd_tvm import families, golden, packed_config, packed_writer
+from shiftadd_tvm.bcq import BCQWeight
+from shiftadd_tvm.checkpoint import open_checkpoint
+from shiftadd_tvm.checkpoint_base import Checkpoint
+from shiftadd_tvm.dequantized import dequantize_rows
+from shiftadd_tvm.errors import BadFileError, UnsupportedError
+from shiftadd_tvm.files import canonical_json, refuse_existing, staged
+from shiftadd_tvm.packed import GOLDEN, PackedModel
+from shiftadd_tvm.packed_layout import Layout
+from shiftadd_tvm.packed_writer import Tensors
+from shiftadd_tvm.settings import QuantizeSettings
+from shiftadd_tvm.tensorfile import DTYPES, from_float32
+
+Array = np.ndarray
+Progress = Callable[[int, int, str], None]  # weights done, weights in all, what is being done
+
+STATE = "quantize-state.json"  # in the staging folder only
+BENIGN = ("rotary_emb.inv_freq",)  # tensors of old checkpoints that nothing needs
+MAX_MAGNITUDE = 2.0**100  # beyond it a sum of squares or an exponent would overflow
+_PIECE = 1 << 22  # values that are converted at a time
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """One linear: its bits and |W - What|^2 / |W|^2; the output error needs calibration data."""
+
+    name: str
+    bits: int
+    weight_error: float
+    output_error: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizeReport:
+    """What `quantize` made, under the field names of the command line's JSON."""
+
+    effective_bits: float
+    nominal_bits: float
+    linear_bytes: int
+    layers: list[LayerReport]
+    seconds: float
+    peak_memory_bytes: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the report as JSON types."""
+        return dataclasses.asdict(self)
+
+
+def plan(source: str | Path | Checkpoint, settings: QuantizeSettings) -> dict[str, object]:
+    """Validate the checkpoint's shapes and return what `quantize` would make of it."""
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    layout = _layout(checkpoint, settings)
+    linears = layout.linears()
+    dtypes = {n: checkpoint.dtype(n) for n in layout.plain_shapes() if n in checkpoint}
+    return {
+        "model_type": checkpoint.config["model_type"],
+        "layers": [{"name": n, "bits": layout.bits[n], "shape": list(s)} for n, s in linears.items()],
+        "nominal_bits": layout.nominal_bits(),
+        "effective_bits": layout.effective_bits(),
+        "linear_bytes": layout.linear_bytes(),
+        "estimated_bytes": layout.linear_bytes() + layout.plain_bytes(dtypes),
+    }
+
+
+def quantize(
+    source: str | Path | Checkpoint,
+    output: str | Path,
+    settings: QuantizeSettings,
+    *,
+    resume: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> QuantizeReport:
+    """Quantize the checkpoint `source` into the packed model `output`.
+
+    Same source and settings, same bytes. An interrupted run leaves `<output>.partial`, from which
+    the next one goes on unless `resume` is false.
+    """
+    begin = time.perf_counter()
+    refuse_existing(Path(output), GOLDEN, force)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    layout = _layout(checkpoint, settings)
+    with staged(Path(output), GOLDEN, force=force, keep_on_failure=True) as folder:
+        run = _Run(checkpoint, layout, settings, folder, progress or _silent)
+        run.open_state(resume)
+        layers = run.write_shards()
+        run.finish()
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return QuantizeReport(
+        effective_bits=layout.effective_bits(),
+        nominal_bits=layout.nominal_bits(),
+        linear_bytes=layout.linear_bytes(),
+        layers=layers,
+        seconds=seconds,
+        peak_memory_bytes=peak,
+    )
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    """Report no progress."""
+
+
+def _layout(checkpoint: Checkpoint, settings: QuantizeSettings) -> Layout:
+    """Return the layout to be written, the checkpoint's tensors found as its config says."""
+    if "quantization_config" in checkpoint.config:
+        found = checkpoint.config["quantization_config"]
+        method = found.get("quant_method") if isinstance(found, dict) else found
+        raise UnsupportedError(
+            f"{checkpoint.path} is quantized already (quant_method {method!r}), expected a "
+            "checkpoint with float weights; give the original one."
+        )
+    decoder = families.read_config(checkpoint.config)
+    expected = decoder.tensor_shapes()
+    for name, shape in expected.items():
+        found_shape = checkpoint.shape(name)  # raises where the tensor is missing
+        if found_shape != shape:
+            raise BadFileError(
+                f"{checkpoint.path}: tensor {name} has shape {list(found_shape)}, expected "
+                f"{list(shape)} by its config.json; use the config.json of this checkpoint."
+            )
+    extra = [n for n in checkpoint.names() if n not in expected and not n.endswith(BENIGN)]
+    if extra:
+        _log.warning("%d tensors are not of this model and left out: %s", len(extra), extra[:5])
+    return packed_config.make_layout(decoder, settings)
+
+
+class _Run:
+    """One run of `quantize` into its staging folder."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        layout: Layout,
+        settings: QuantizeSettings,
+        folder: Path,
+        progress: Progress,
+    ) -> None:
+        self.checkpoint, self.layout, self.settings = checkpoint, layout, settings
+        self.folder, self.progress = folder, progress
+        self.decoder = layout.decoder
+        self.method = importlib.import_module(f"shiftadd_tvm.quantizers.{settings.method}")
+        count = self.decoder.layers + 1
+        self.shards = [packed_writer.shard_name(index, count) for index in range(count)]
+        self.finished: dict[str, list[dict[str, object]]] = {}  # shard -> its layer reports
+        self.done = 0
+
+    def open_state(self, resume: bool) -> None:
+        """Take over the finished shards of an earlier run of the same work, or clear the folder."""
+        self.identity = {
+            "format": packed_config.VERSION,
+            "source": self.checkpoint.source_hash(),
+            "settings": self.settings.to_dict(),
+        }
+        state = self._read_state() if resume else {}
+        if state.get("identity") == self.identity:
+            finished = state.get("finished")
+            assert isinstance(finished, dict)
+            self.finished = {s: r for s, r in finished.items() if (self.folder / s).is_file()}
+            return
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
+        self._write_state()
+
+    def _read_state(self) -> dict[str, object]:
+        try:
+            state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
+        except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+    def _write_state(self) -> None:
+        state = {"identity": self.identity, "finished": self.finished}
+        temporary = self.folder / (STATE + ".tmp")
+        temporary.write_bytes(canonical_json(state))
+        temporary.replace(self.folder / STATE)
+
+    def write_shards(self) -> list[LayerReport]:
+        """Write every shard that is not finished; return the reports of all linears."""
+        for index, block in enumerate(self.decoder.blocks()):
+            self._write_shard(self.shards[index], lambda block=block: self._quantize_block(block))
+        self._write_shard(self.shards[-1], lambda: (self._outer_tensors(), []))
+        order = {name: index for index, name in enumerate(self.layout.linears())}
+        layers = [LayerReport(**fields) for shard in self.finished.values() for fields in shard]  # type: ignore[arg-type]
+        return sorted(layers, key=lambda layer: order[layer.name])
+
+    def _write_shard(
+        self, shard: str, make: Callable[[], tuple[Tensors, list[LayerReport]]]
+    ) -> None:
+        if shard not in self.finished:
+            tensors, reports = make()
+            packed_writer.write_shard(self.folder / shard, tensors)
+            self.finished[shard] = [dataclasses.asdict(report) for report in reports]
+            self._write_state()
+            return
+        names = [str(fields["name"]) for fields in self.finished[shard]]
+        self.done += sum(math.prod(self.layout.linears()[name]) for name in names)
+
+    def _quantize_block(self, block: str) -> tuple[Tensors, list[LayerReport]]:
+        tensors: Tensors = {}
+        reports: list[LayerReport] = []
+        for group in self.decoder.input_groups():
+            if group[0].startswith(f"{block}."):
+                weights = self._quantize_group(group)
+                tensors |= packed_writer.group_tensors(group, weights)
+                reports += [self._report(*pair) for pair in zip(group, weights, strict=True)]
+        for name in self.layout.plain_shapes():
+            if name.startswith(f"{block}."):
+                tensors[name] = self._plain_tensor(name)
+        return tensors, reports
+
+    def _quantize_group(self, group: tuple[str, ...]) -> list[BCQWeight]:
+        matrices = [self.checkpoint.read(f"{linear}.weight") for linear in group]
+        for linear, matrix in zip(group, matrices, strict=True):
+            largest = float(max(matrix.max(), -matrix.min()))
+            if largest > MAX_MAGNITUDE:
+                raise BadFileError(
+                    f"{self.checkpoint.path}: tensor {linear}.weight holds values up to "
+                    f"{largest:.3g}, expected at most {MAX_MAGNITUDE:.3g}; get the checkpoint again."
+                )
+        self.progress(self.done, self.layout.linear_weights(), group[0])
+        weights: list[BCQWeight] = self.method.quantize(
+            matrices, [self.layout.bits[linear] for linear in group], self.settings
+        )
+        self.done += sum(matrix.size for matrix in matrices)
+        self.progress(self.done, self.layout.linear_weights(), group[0])
+        return weights
+
+    def _report(self, linear: str, weight: BCQWeight) -> LayerReport:
+        outputs, inputs = weight.shape
+        step = max(1, _PIECE // inputs)
+        error = square = 0.0
+        for start in range(0, outputs, step):
+            stop = min(start + step, outputs)
+            true = self.checkpoint.read_rows(f"{linear}.weight", start, stop)
+            square += _square(true)
+            error += _square(true - dequantize_rows(weight, start, stop))
+        return LayerReport(linear, weight.bits, error / square if square else 0.0)
+
+    def _outer_tensors(self) -> Tensors:
+        """Return what belongs to no block: embedding, last norm, head."""
+        blocks = tuple(f"{block}." for block in self.decoder.blocks())
+        tensors: Tensors = {}
+        for name in self.decoder.tensor_shapes():
+            if name.startswith(blocks):
+                continue
+            module = name.rpartition(".")[0]
+            if self.layout.embedding_bits == 8 and module in self.layout.embeddings():
+                tensors |= self._embedding_tensors(name)
+            else:
+                tensors[name] = self._plain_tensor(name)
+        return tensors
+
+    def _plain_tensor(self, name: str) -> tuple[str, Array]:
+        """Return dtype and raw values of an unquantized tensor, converted piece by piece."""
+        shape, dtype = self.checkpoint.shape(name), self.checkpoint.dtype(name)
+        raw = np.empty(shape, DTYPES[dtype])
+        for rows in _pieces(shape):
+            raw[rows] = from_float32(self.checkpoint.read_rows(name, rows.start, rows.stop), dtype)
+        return dtype, raw
+
+    def _embedding_tensors(self, name: str) -> Tensors:
+        shape = self.checkpoint.shape(name)
+        levels, scales = np.empty(shape, np.int8), np.empty(shape[0], np.float32)
+        for rows in _pieces(shape):
+            values = self.checkpoint.read_rows(name, rows.start, rows.stop)
+            levels[rows], scales[rows] = packed_writer.round_embedding(values)
+        return {name: ("I8", levels), f"{name}_scale": ("F32", scales)}
+
+    def finish(self) -> None:
+        """Write everything that is not a shard, the golden file last, and drop the state."""
+        config = packed_config.write_config(self.layout, self.settings)
+        packed_writer.write_config(self.folder, self.checkpoint.config, config)
+        packed_writer.write_index(self.folder, self.shards)
+        files = self.checkpoint.tokenizer_files()
+        for name, content in files.items():
+            (self.folder / name).write_bytes(content)
+        self.progress(self.done, self.layout.linear_weights(), "golden logits")
+        model = PackedModel(self.folder, golden=False)
+        computed = golden.compute(model, files.get("tokenizer.json"))
+        packed_writer.write_golden(self.folder, computed)
+        PackedModel(self.folder)
+        (self.folder / STATE).unlink()
+
+
+def _pieces(shape: tuple[int, ...]) -> list[slice]:
+    step = max(1, _PIECE * shape[0] // math.prod(shape))
+    return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
+
+
+def _square(values: Array) -> float:
+    return float(np.square(values, dtype=np.float64).sum())

@@ -1,0 +1,204 @@
+"""The reference: a transformers model in float32, run block by block in bounded memory.
+
+The model is built without weights (meta device); those of a block exist only while it runs, read
+from a `WeightSource`: a source checkpoint, or a packed model seen through `DequantizedModel`. All
+rows pass through a block before the next one is read, so weights are streamed once per batch.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+import transformers
+
+from shiftadd_tvm import evaluation, families
+
+Array = np.ndarray
+Tensor = torch.Tensor
+
+_BLOCK_TOKENS = 4096  # that pass through a block together: bounds the activations
+_HEAD_ROWS = 256  # whose logits exist together
+_BATCH_TOKENS = 1 << 16  # whose hidden states exist together: weights are read once for them
+_READ = 1 << 22  # weights that are read together
+
+
+class WeightSource(Protocol):
+    """What the reference reads: a checkpoint, or anything that looks like one."""
+
+    @property
+    def config(self) -> families.Config:
+        """The Hugging Face config."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> Array:
+        """Return rows [start, stop) of a tensor, float32."""
+
+
+class ReferenceModel:
+    """A decoder whose weights are read as they are needed, or kept once they are read."""
+
+    def __init__(self, source: WeightSource, *, keep: bool = False) -> None:
+        """Build the empty model; `keep` holds every weight in memory from its first use on."""
+        self._source, self._keep = source, keep
+        self._decoder = families.read_config(source.config)
+        self._shapes = self._decoder.tensor_shapes()
+        self._kept_head: Tensor | None = None
+        self.model = _empty_model(source.config)
+        norm = self._decoder.final_norm
+        self._load(norm)
+        for path in self._decoder.blocks():
+            block = self.model.get_submodule(path)
+            block.forward = functools.partial(self._run_block, path, block.forward)
+
+    @torch.inference_mode()
+    def hidden(self, ids: Array, **arguments: object) -> Tensor:
+        """Return the hidden states after the last norm, float32 (B, T, hidden), of ids (B, T)."""
+        ids = np.asarray(ids)
+        arguments = {"use_cache": False, **arguments}
+        output = self.model.base_model(inputs_embeds=self._embed(ids), **arguments)
+        states: Tensor = output.last_hidden_state
+        return states
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits, float32 (n, vocabulary), of a few hundred hidden rows (n, hidden)."""
+        return hidden @ self._head().T
+
+    @torch.inference_mode()
+    def score(self, windows: Array) -> Iterator[Array]:
+        """Yield the log-probabilities of the next tokens, float64 (T - 1,), of each row of ids
+        (B, T); the weights are read once for many windows."""
+        step = max(1, _BATCH_TOKENS // windows.shape[1])
+        for start in range(0, len(windows), step):
+            batch = windows[start : start + step]
+            states = self.hidden(batch)
+            head = self._head()
+            for state, ids in zip(states, batch, strict=True):
+                yield _score_window(state, ids, head)
+
+    @torch.inference_mode()
+    def greedy(self, ids: Array, count: int) -> tuple[Array, Array]:
+        """Return `count` greedy tokens int64 (B, count) after prompts (B, T), and for each by how
+        much its logit exceeds the second best, float32 (B, count)."""
+        cache = transformers.DynamicCache()
+        tokens, margins = [], []
+        for _ in range(count):
+            states = self.hidden(ids, use_cache=True, past_key_values=cache)
+            best = self.logits(states[:, -1]).topk(2)
+            ids = best.indices[:, :1].numpy()
+            tokens.append(ids[:, 0])
+            margins.append((best.values[:, 0] - best.values[:, 1]).numpy())
+        return np.stack(tokens, axis=1), np.stack(margins, axis=1)
+
+    def _embed(self, ids: Array) -> Tensor:
+        """Return the embedding rows of ids (B, T), float32 (B, T, hidden)."""
+        unique, inverse = np.unique(ids, return_inverse=True)
+        name = f"{self._decoder.embedding}.weight"
+        rows = [self._source.read_rows(name, int(i), int(i) + 1) for i in unique]
+        return torch.from_numpy(np.concatenate(rows))[torch.from_numpy(inverse.reshape(ids.shape))]
+
+    def _head(self) -> Tensor:
+        if self._kept_head is not None:
+            return self._kept_head
+        decoder = self._decoder
+        head = self._read(f"{decoder.embedding if decoder.tied_embeddings else decoder.head}.weight")
+        self._kept_head = head if self._keep else None
+        return head
+
+    def _read(self, name: str) -> Tensor:
+        # into torch's own memory: its alignment is fixed, on which the order of sums may depend
+        shape = self._shapes[name]
+        tensor = torch.empty(shape)
+        step = max(1, _READ * shape[0] // tensor.numel())
+        for start in range(0, shape[0], step):
+            stop = min(start + step, shape[0])
+            tensor[start:stop] = torch.from_numpy(self._source.read_rows(name, start, stop))
+        return tensor
+
+    def _load(self, path: str) -> None:
+        """Give the module at `path` its weights."""
+        module = self.model.get_submodule(path)
+        if not any(parameter.is_meta for parameter in module.parameters()):
+            return
+        state = {name: self._read(f"{path}.{name}") for name in module.state_dict()}
+        module.load_state_dict(state, assign=True)
+
+    @contextlib.contextmanager
+    def _loaded(self, path: str) -> Iterator[None]:
+        self._load(path)
+        yield
+        if not self._keep:
+            self.model.get_submodule(path).to_empty(device="meta")
+
+    def _run_block(
+        self, path: str, forward: Callable[..., Tensor], hidden: Tensor, **arguments: object
+    ) -> Tensor:
+        """Run a block on a few rows of `hidden` (B, T, hidden) after the other."""
+        rows = len(hidden)
+        step = rows if arguments.get("use_cache") else max(1, _BLOCK_TOKENS // hidden.shape[1])
+        with self._loaded(path):
+            parts = []
+            for start in range(0, rows, step):
+                part = slice(start, start + step)
+                own = {name: _of_rows(value, rows, part) for name, value in arguments.items()}
+                parts.append(forward(hidden[part], **own))
+        return torch.cat(parts)
+
+
+def perplexity(
+    source: WeightSource,
+    ids: Array,
+    window: int = 512,
+    bos: int | None = None,
+    max_windows: int | None = None,
+    progress: evaluation.Progress | None = None,
+) -> evaluation.PerplexityResult:
+    """Return the perplexity of token ids (T,) under the weights of `source`."""
+    cut = evaluation.windows(ids, window, bos, max_windows)
+    return evaluation.summarize(ReferenceModel(source).score(cut), len(cut), progress)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread: its sums depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _score_window(states: Tensor, ids: Array, head: Tensor) -> Array:
+    scores = []
+    for start in range(0, len(ids) - 1, _HEAD_ROWS):
+        stop = min(start + _HEAD_ROWS, len(ids) - 1)
+        chosen = torch.from_numpy(np.ascontiguousarray(ids[start + 1 : stop + 1]))
+        logits = states[start:stop] @ head.T
+        total = torch.logsumexp(logits.double(), dim=1)
+        scores.append((logits.gather(1, chosen[:, None])[:, 0].double() - total).numpy())
+    return np.concatenate(scores)
+
+
+def _of_rows(value: object, rows: int, part: slice) -> object:
+    """Return the rows `part` of what has a row for each of the batch, and the rest as it is."""
+    if isinstance(value, Tensor) and value.ndim and len(value) == rows:
+        return value[part]
+    return value
+
+
+def _empty_model(config: families.Config) -> transformers.PreTrainedModel:
+    """Return the model on the meta device; only its rotary tables hold values."""
+    fields = {k: v for k, v in config.items() if k not in ("model_type", "dtype", "torch_dtype")}
+    hf = transformers.AutoConfig.for_model(config["model_type"], **fields)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            hf, dtype=torch.float32, attn_implementation="sdpa"
+        )
+    for path, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            model.set_submodule(path, type(module)(hf))  # a rotary table: computed from the config
+    model.eval()
+    return model

@@ -1,0 +1,1 @@
+"""Run an artifact with TVM's runtime alone: no compiler, no torch."""

@@ -1,0 +1,82 @@
+"""Load TVM's runtime and a compiled library, keeping torch and the compiler out of the process."""
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shiftadd_tvm import cpu
+from shiftadd_tvm.errors import BadFileError, UnsupportedError
+
+RUNTIME = "libtvm_runtime.so"
+OVERRIDE = "SHIFTADD_TVM_RUNTIME"  # a path to RUNTIME where the package tvm is not installed
+CPU_DEVICE, POOLED = 1, 2  # DLPack's kDLCPU; TVM's pooled allocator
+
+_loaded: list[ctypes.CDLL] = []
+
+
+@contextlib.contextmanager
+def without_torch() -> Iterator[None]:
+    """Make `import torch` fail inside the body: tvm_ffi imports it wherever it is installed."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+def import_ffi() -> Any:
+    """Return the module tvm_ffi, imported without torch."""
+    with without_torch():
+        return importlib.import_module("tvm_ffi")
+
+
+def configure_threads(threads: int | None) -> None:
+    """Set the thread pool's size; must come before the first kernel of the process runs.
+
+    TVM halves the number of processors on x86, and pins threads: both are overridden.
+    """
+    os.environ["TVM_NUM_THREADS"] = str(threads or cpu.cores())
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+
+def load_runtime() -> Any:
+    """Load `RUNTIME` once, globally, and return tvm_ffi."""
+    ffi = import_ffi()
+    if not _loaded and "tvm" not in sys.modules:  # the compiler's process has it already
+        _loaded.append(ctypes.CDLL(str(find_runtime()), mode=ctypes.RTLD_GLOBAL))
+    return ffi
+
+
+def find_runtime() -> Path:
+    """Return the path of TVM's runtime library; raise `UnsupportedError` where there is none."""
+    override = os.environ.get(OVERRIDE)
+    spec = importlib.util.find_spec("tvm")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    candidates = [Path(override)] if override else [Path(f) / "lib" / RUNTIME for f in folders]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise UnsupportedError(
+        f"TVM's runtime {RUNTIME} was not found in {candidates or 'any installed package'}; "
+        f"install apache-tvm, or set {OVERRIDE} to its path."
+    )
+
+
+def load_functions(library: Path) -> Any:
+    """Return the virtual machine of a compiled library, by whose names its functions are called."""
+    ffi = load_runtime()
+    try:
+        machine = ffi.load_module(str(library))["vm_load_executable"]()
+        machine["vm_initialization"](CPU_DEVICE, 0, POOLED)
+    except (RuntimeError, OSError, AttributeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise BadFileError(f"{library} cannot be loaded: {reason}.") from None
+    return machine

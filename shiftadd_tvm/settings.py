@@ -1,0 +1,91 @@
+"""What `quantize` was asked to do: one frozen record, checked where it is made."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shiftadd_tvm.bcq import MAX_BITS, MAX_TERMS
+from shiftadd_tvm.errors import UsageError
+
+# (rows, columns) of the blocks that share a scale when none are asked for; 0 = the whole matrix
+DEFAULT_BLOCKS = {
+    "separable": (0, 0),
+    "row-group": (1, 128),
+    "column-wise": (0, 1),
+    "block-wise": (128, 8),
+}
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """Bits, scale format, terms, rotation and embeddings; `UsageError` when a value cannot be used.
+
+    `bits_per_module` overrides `bits` for a linear, named by its whole module path or by its path
+    inside every block. `rows` and `columns` of None mean the format's default block.
+    """
+
+    bits: int = 4
+    bits_per_module: Mapping[str, int] = field(default_factory=dict)
+    scale_format: str = "separable"
+    rows: int | None = None
+    columns: int | None = None
+    row_terms: int = 2
+    column_terms: int = 2
+    plane_terms: int = 3
+    block_terms: int = 3
+    rounds: int = 5
+    max_rotation: int = 256  # 0: no rotation
+    seed: int = 0
+    embedding_bits: int = 16  # 16: as in the checkpoint
+    method: str = "alternating"
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name, bits in {"bits": self.bits, **self.bits_per_module}.items():
+            _require(bits in range(1, MAX_BITS + 1), name, bits, f"a whole number 1-{MAX_BITS}")
+        formats = ", ".join(DEFAULT_BLOCKS)
+        _require(self.scale_format in DEFAULT_BLOCKS, "scale format", self.scale_format, formats)
+        for name, limit in MAX_TERMS.items():
+            _require(getattr(self, name) in range(1, limit + 1), name, getattr(self, name), f"1-{limit}")
+        rows, columns = self.block
+        _require(rows >= 0, "rows", rows, "0 (all) or more")
+        _require(columns == 1 or (columns >= 0 and columns % 4 == 0), "columns", columns, "1 or 4 j")
+        _require(self.rounds >= 0, "rounds", self.rounds, "0 or more")
+        _require(0 <= self.seed < 1 << 63, "seed", self.seed, "0 or more, below 2^63")
+        powers = (0, 4, 16, 64, 256, 1024, 4096)
+        _require(self.max_rotation in powers, "rotation block", self.max_rotation, f"one of {powers}")
+        _require(self.embedding_bits in (8, 16), "embedding bits", self.embedding_bits, "8 or 16")
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Return (rows, columns) of a block that shares a scale; 0 = the whole matrix."""
+        rows, columns = DEFAULT_BLOCKS[self.scale_format]
+        return (
+            rows if self.rows is None else self.rows,
+            columns if self.columns is None else self.columns,
+        )
+
+    @property
+    def terms(self) -> dict[str, int]:
+        """Return the number of power-of-two terms of each kind of scale that the format stores."""
+        if self.scale_format == "separable":
+            names = ["row_terms", "column_terms", "plane_terms"]
+        else:
+            names = ["block_terms"]
+        return {name: getattr(self, name) for name in names}
+
+    def bits_of(self, linear: str) -> int:
+        """Return the bits of a linear, by its whole module path."""
+        if linear in self.bits_per_module:
+            return self.bits_per_module[linear]
+        inside = [bits for name, bits in self.bits_per_module.items() if linear.endswith(f".{name}")]
+        return inside[0] if inside else self.bits
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the settings as JSON types, to compare two runs by."""
+        return {**dataclasses.asdict(self), "bits_per_module": dict(self.bits_per_module)}
+
+
+def _require(true: bool, name: str, found: object, expected: str) -> None:
+    if not true:
+        raise UsageError(f"Quantization with {name} = {found!r} is not possible, expected {expected}.")

@@ -1,0 +1,132 @@
+"""The compile gate: an artifact must reproduce its packed model's golden logits.
+
+Every golden sequence runs twice, through `prefill` + `logits` and token by token through `decode_b1`,
+and is compared with the logits that the dequantized model gave in transformers (float32). Both sides
+round differently (order of sums, exponentials), and a decoder amplifies that by its depth; measured on
+SmolLM2-135M the largest difference is 5e-4 where logits reach 33, on random two-layer models 2e-5
+where they reach 9. The tolerance is `RELATIVE` of the largest golden logit: 20 times the former, and
+far below what any wrong kernel, page or scale causes (an off-by-one page gives errors above 10 %).
+Tokens are compared by the margin rule: where the reference's best logit leads by more than twice the
+tolerance, the artifact must choose the same token.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shiftadd_tvm.artifact import Artifact, read_golden
+from shiftadd_tvm.errors import BadFileError, GateError
+
+RELATIVE = 5e-4  # of the largest |golden logit|
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the gate found: errors in logits, and whether every decided token agrees."""
+
+    max_logit_error: float
+    tolerance: float
+    tokens_equal: bool
+    tokens_compared: int
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether the artifact may be published (a NaN fails)."""
+        return self.max_logit_error <= self.tolerance and self.tokens_equal
+
+
+def compare(golden: Array, found: Array) -> Verification:
+    """Compare logits float32 (..., V) of one model with the golden ones."""
+    tolerance = float(np.abs(golden).max()) * RELATIVE
+    ordered = np.partition(golden, -2, axis=-1)
+    decided = ordered[..., -1] - ordered[..., -2] > 2 * tolerance
+    same = golden.argmax(axis=-1) == found.argmax(axis=-1)
+    error = float(np.abs(golden - found).max()) if np.isfinite(found).all() else float("inf")
+    return Verification(error, tolerance, bool(same[decided].all()), int(decided.sum()))
+
+
+def run_golden(artifact: Artifact, ids: Array) -> tuple[Array, Array]:
+    """Return the artifact's logits (P, T, V) for ids (P, T): by prefill, and token by token."""
+    from shiftadd_tvm.runtime.engine import Engine
+
+    engine = Engine(artifact)
+    by_prefill, by_decode = [], []
+    for sequence in ids.tolist():
+        session = engine.session()
+        states = np.concatenate(list(session.hidden(sequence)))
+        parts = range(0, len(states), engine.logit_rows)
+        by_prefill.append(
+            np.concatenate([engine.logits(states[p : p + engine.logit_rows]) for p in parts])
+        )
+        session.close()
+        by_decode.append(np.concatenate([session.decode(token) for token in sequence]))
+        session.close()
+    return np.stack(by_prefill), np.stack(by_decode)
+
+
+def verify_here(path: Path, golden: Path | None = None) -> Verification:
+    """Run the gate in this process."""
+    artifact = Artifact(path)
+    ids, logits = read_golden(golden) if golden else artifact.golden()
+    vocabulary = artifact.number("model", "vocabulary")
+    if logits.shape[-1] != vocabulary or ids.min(initial=0) < 0 or ids.max() >= vocabulary:
+        raise BadFileError(
+            f"{golden or path} has golden logits over {logits.shape[-1]} tokens, the artifact has a "
+            f"vocabulary of {vocabulary}; use the golden file of the same model."
+        )
+    worst = [compare(logits, found) for found in run_golden(artifact, ids)]
+    return Verification(
+        max(v.max_logit_error for v in worst),
+        worst[0].tolerance,
+        all(v.tokens_equal for v in worst),
+        worst[0].tokens_compared,
+    )
+
+
+def verify(path: Path, golden: Path | None = None) -> Verification:
+    """Run the gate in a child process: a kernel that crashes costs an artifact, not the caller.
+
+    Raises `GateError` when the child dies or the numbers are wrong, and its own errors as they are.
+    """
+    command = [sys.executable, "-m", "shiftadd_tvm.verification", str(path)]
+    child = subprocess.run(
+        command + ([str(golden)] if golden else []), capture_output=True, text=True, check=False
+    )
+    if child.returncode == BadFileError.exit_code and child.stderr:
+        raise BadFileError(child.stderr.strip().splitlines()[-1])
+    if child.returncode != 0 or not child.stdout:
+        reason = (child.stderr.strip().splitlines() or ["no output"])[-1]
+        raise GateError(
+            f"{path} crashed on its golden prompts (exit status {child.returncode}: {reason}); "
+            "no artifact was published; please report it with the command you ran."
+        )
+    result = Verification(**json.loads(child.stdout.splitlines()[-1]))
+    if not result.passed:
+        raise GateError(
+            f"{path} does not reproduce its packed model: the largest error in a logit is "
+            f"{result.max_logit_error:.3g}, expected at most {result.tolerance:.3g}, and tokens "
+            f"{'agree' if result.tokens_equal else 'differ'}; no artifact was published."
+        )
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    """Run as a child of `verify`: print the result as JSON, or an error sentence on stderr."""
+    golden = Path(arguments[1]) if len(arguments) > 1 else None
+    try:
+        result = verify_here(Path(arguments[0]), golden)
+    except BadFileError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(asdict(result)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
