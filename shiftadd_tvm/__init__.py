@@ -1,2 +1,24 @@
-"""Turn pretrained LLMs into shifts, look-ups and adds, and compile them with Apache TVM."""
+"""Turn pretrained LLMs into shifts, look-ups and adds, and compile them with Apache TVM.
+
+    import shiftadd_tvm
+    shiftadd_tvm.quantize("SmolLM2-135M", "packed", bits=4)
+    shiftadd_tvm.compile("packed", "app")
+    print("".join(shiftadd_tvm.load("app").generate("The capital of France is")))
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shiftadd_tvm.workflow import compile, load, quantize
+
+__all__ = ["__version__", "compile", "load", "quantize"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import a verb when it is used: the package itself imports nothing."""
+    if name in ("compile", "load", "quantize"):
+        import importlib
+
+        return getattr(importlib.import_module("shiftadd_tvm.workflow"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,7 +29,9 @@ _TINY = 1e-6  # what the reference adds to both denominators of its conjugate gr
 def fit(matrix: Array, bits: int, settings: QuantizeSettings) -> Fitted:
     """Return planes and scales of a float32 (N, K) matrix."""
     outputs, inputs = matrix.shape
-    rows, columns = (asked or size for asked, size in zip(settings.block, matrix.shape, strict=True))
+    rows, columns = (
+        asked or size for asked, size in zip(settings.block, matrix.shape, strict=True)
+    )
     blocks = (-(-outputs // rows), -(-inputs // columns))
     flags = np.zeros((bits, outputs, inputs), bool)
     codes = np.zeros((bits, *blocks, settings.block_terms), np.uint8)
@@ -75,7 +77,7 @@ def _from_groups(groups: Array, shape: tuple[int, ...], rows: int, columns: int)
 def fit_groups(
     groups: Array, present: Array, bits: int, rounds: int, terms: int
 ) -> tuple[Array, Array]:
-    """Return planes, bool (bits, G, L), and term bytes (G, bits, terms) of `groups`, float64 (G, L).
+    """Return planes, bool (bits, G, L), and term bytes (G, bits, terms) of float64 groups (G, L).
 
     `present` (G, L) is 1 where there is a weight and 0 in the padding.
     """

@@ -32,7 +32,7 @@ class PerplexityResult:
 def windows(
     ids: Array, window: int = 512, bos: int | None = None, max_windows: int | None = None
 ) -> Array:
-    """Return the windows that are scored, int64 (count, window); ids is (T,), special tokens off."""
+    """Return the scored windows, int64 (count, window), of ids (T,) without special tokens."""
     if window < 2:
         raise UsageError(f"A window of {window} tokens has nothing to score, expected at least 2.")
     taken = window if bos is None else window - 1
@@ -84,8 +84,6 @@ def log_probabilities(logits: Array, next_ids: Array) -> Array:
 
     Give it a few hundred rows at a time: it works in float64.
     """
-    exact = logits.astype(np.float64)
-    peak = exact.max(axis=1)
-    total = np.log(np.exp(exact - peak[:, None]).sum(axis=1)) + peak
-    chosen: Array = exact[np.arange(len(exact)), next_ids]
-    return chosen - total
+    below_peak = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    chosen: Array = below_peak[np.arange(len(logits)), next_ids]
+    return chosen - np.log(np.exp(below_peak).sum(axis=1))

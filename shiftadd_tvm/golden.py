@@ -1,7 +1,7 @@
 """The golden prompts: four fixed English texts of 16 tokens and the dequantized model's logits.
 
-The texts are longer than 16 tokens of any tokenizer in use and cut there; ids that are still too few
-are repeated. A model without a tokenizer.json gets random ids of a fixed seed. The logits are
+The texts are longer than 16 tokens of any tokenizer in use and cut there; ids that are still too
+few are repeated. A model without a tokenizer.json gets random ids of a fixed seed. The logits are
 computed with one thread, since the order of sums depends on the number of threads.
 """
 
@@ -10,6 +10,7 @@ import tokenizers
 
 from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.errors import BadFileError
+from shiftadd_tvm.families import Config
 from shiftadd_tvm.packed import Golden, PackedModel
 
 TOKENS = 16
@@ -18,10 +19,10 @@ PROMPTS = (
     "art and learning for many centuries.",
     "Once upon a time there lived an old clockmaker who could repair everything in the village "
     "except the great clock in the tower of the church.",
-    "To boil an egg, bring a pot of water to the boil, lower the egg into it with a spoon, wait for "
-    "seven minutes and put it under cold water.",
-    "Water is made of hydrogen and oxygen; below zero degrees it turns to ice, which floats because "
-    "it is less dense than the liquid around it.",
+    "To boil an egg, bring a pot of water to the boil, lower the egg into it with a spoon, wait "
+    "for seven minutes and put it under cold water.",
+    "Water is made of hydrogen and oxygen; below zero degrees it turns to ice, which floats "
+    "because it is less dense than the liquid around it.",
 )
 SEED = 0
 
@@ -42,6 +43,13 @@ def prompt_ids(tokenizer: bytes | None, vocabulary: int) -> Array:
             f"{vocabulary} of config.json; use the tokenizer that belongs to the checkpoint."
         )
     return ids
+
+
+def check_config(config: Config) -> None:
+    """Raise `BadFileError` where the logits could not be computed for this config, before work."""
+    from shiftadd_tvm import reference  # loads torch
+
+    reference.check_config(config)
 
 
 def compute(packed: PackedModel, tokenizer: bytes | None) -> Golden:

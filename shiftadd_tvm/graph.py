@@ -164,16 +164,18 @@ class _DecoderGraph:
             result(self._logits(x, many=False))
 
     def sample(self) -> None:
-        b, context = tirx.Var("b", "int64"), tirx.Var("context", "int64")
+        # bounded like the others: sizes that the planner left open would be computed in an order that
+        # differs from run to run
+        n, context = tirx.Var("n", "int64"), tirx.Var("context", "int64")
         vocabulary = self._decoder.vocabulary
-        logits = relax.Var("logits", relax.TensorType((b, vocabulary), "float32"))
+        logits = relax.Var("logits", relax.TensorType((n, vocabulary), "float32"))
         inputs = {
-            name: relax.Var(name, relax.TensorType((b, context) if row else (b,), dtype))
+            name: relax.Var(name, relax.TensorType((n, context) if row else (n,), dtype))
             for name, (dtype, row) in layers.SAMPLING.items()
         }
         operands = [logits, *inputs.values()]
-        with self._b.function("sample", operands, parameters=False) as result:
-            result(layers.sampled(self._b, logits, inputs, b, vocabulary))
+        with self._b.function("sample", operands, max(BATCHES), parameters=False) as result:
+            result(layers.sampled(self._b, logits, inputs, n, vocabulary))
 
     def _cache(self, sequences: int, sequence: bool) -> layers.Cache:
         return layers.Cache(self._b, self._heads, self._decoder.layers, sequences, sequence)

@@ -1,7 +1,7 @@
 """Contract 1, the packed model: a Hugging Face folder with binary planes and exponents, read here.
 
-    config.json                     the checkpoint's, plus quantization_config (see packed_config.py)
-    model-00001-of-000NN.safetensors, ...   one a block, one for the rest (see packed_layout.py)
+    config.json                     the checkpoint's with quantization_config (packed_config.py)
+    model-00001-of-000NN.safetensors, ...   one a block, one for the rest (packed_layout.py)
     model.safetensors.index.json    tensor name -> file, as Hugging Face has it
     golden.safetensors              ids I32 (P, T) and logits F32 (P, T, vocabulary): what the
                                     dequantized model computes, for later stages to check themselves
@@ -190,7 +190,7 @@ def open_packed(path: str | Path) -> PackedModel:
 
 
 def is_packed(path: str | Path) -> bool:
-    """Tell whether `path` is a folder that says it is a packed model; raise if its config is bad."""
+    """Tell whether the folder `path` says that it is a packed model; raise if its config is bad."""
     config = Path(path) / CONFIG
     if not config.is_file():
         return False
@@ -227,8 +227,8 @@ def _open_shards(path: Path) -> dict[str, TensorFile]:
         claimed = {name for name, home in index.items() if home == shard}
         for name in sorted(claimed ^ set(file.names())):
             raise BadFileError(
-                f"{path / shard} and {INDEX} disagree on tensor {name}; quantize the checkpoint again."
+                f"{path / shard} and {INDEX} disagree on tensor {name}; "
+                "quantize the checkpoint again."
             )
         files |= dict.fromkeys(claimed, file)
     return files
-

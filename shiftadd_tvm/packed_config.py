@@ -1,21 +1,21 @@
 """The `quantization_config` of a packed model: written from a `Layout`, read back and checked.
 
-    quant_method            "shiftadd_bcq"
-    version                 1; a reader refuses newer ones
-    kind                    "hf"
-    bits                    average over the weights, a whole number if it is one
-    bits_per_module         {linear: 1..4} for every quantized linear
-    scales                  {"format": "separable"}, or {"format": "row-group" | "column-wise" |
-                            "block-wise", "rows": R, "columns": C}, 0 = all of them
-    terms                   {"row_terms", "column_terms", "plane_terms"} or {"block_terms"}: how
-                            many powers of two a scale is the sum of
-    rotation                null, or {"kind": "hadamard", "max_block", "seed"}; a linear with K
-                            inputs uses bcq.rotation_block(K, max_block), and 1 means none
-    shared_input_groups     groups of two or more linears; the first stores what they share
-    calibration             null, or how the data were chosen
-    method                  {"name", ...}: what made the weights
-    embedding_bits          16 (the checkpoint's precision) or 8
-    modules_to_not_convert  as Hugging Face has it
+quant_method            "shiftadd_bcq"
+version                 1; a reader refuses newer ones
+kind                    "hf"
+bits                    average over the weights, a whole number if it is one
+bits_per_module         {linear: 1..4} for every quantized linear
+scales                  {"format": "separable"}, or {"format": "row-group" | "column-wise" |
+                        "block-wise", "rows": R, "columns": C}, 0 = all of them
+terms                   {"row_terms", "column_terms", "plane_terms"} or {"block_terms"}: how
+                        many powers of two a scale is the sum of
+rotation                null, or {"kind": "hadamard", "max_block", "seed"}; a linear with K
+                        inputs uses bcq.rotation_block(K, max_block), and 1 means none
+shared_input_groups     groups of two or more linears; the first stores what they share
+calibration             null, or how the data were chosen
+method                  {"name", ...}: what made the weights
+embedding_bits          16 (the checkpoint's precision) or 8
+modules_to_not_convert  as Hugging Face has it
 """
 
 import json
@@ -168,7 +168,7 @@ def _read_bits(fields: _Fields, decoder: Decoder) -> dict[str, int]:
 def _read_scales(fields: _Fields) -> tuple[str, int, int]:
     scales = fields.object("scales")
     scale_format = scales.get("format")
-    fields.require("scales", scale_format in DEFAULT_BLOCKS, f"one of {list(DEFAULT_BLOCKS)}")
+    fields.require("scales", scale_format in list(DEFAULT_BLOCKS), f"one of {list(DEFAULT_BLOCKS)}")
     if scale_format == "separable":
         fields.require("scales", len(scales) == 1, "no block for separable scales")
         return "separable", 0, 0

@@ -114,7 +114,9 @@ class Layout:
     def nominal_bits(self) -> float | int:
         """Return the parameter-weighted average of the bits, an int if it is whole."""
         sizes = {linear: math.prod(shape) for linear, shape in self.linears().items()}
-        average = sum(self.bits[linear] * size for linear, size in sizes.items()) / sum(sizes.values())
+        average = sum(self.bits[linear] * size for linear, size in sizes.items()) / sum(
+            sizes.values()
+        )
         return int(average) if average == int(average) else round(average, 4)
 
     def plain_bytes(self, dtypes: dict[str, str]) -> int:

@@ -64,9 +64,7 @@ def write_index(folder: Path, shards: list[str]) -> None:
     (folder / INDEX).write_bytes(canonical_json(index))
 
 
-def write_config(
-    folder: Path, config: dict[str, object], quantization: dict[str, object]
-) -> None:
+def write_config(folder: Path, config: dict[str, object], quantization: dict[str, object]) -> None:
     """Write the checkpoint's config with its quantization_config."""
     text = canonical_json({**config, "quantization_config": quantization})
     (folder / CONFIG).write_bytes(text)

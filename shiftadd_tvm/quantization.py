@@ -7,12 +7,11 @@ run with the same source and settings goes on after them.
 """
 
 import dataclasses
+import functools
 import importlib
-import json
 import logging
 import math
 import resource
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,17 +24,17 @@ from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.dequantized import dequantize_rows
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
-from shiftadd_tvm.files import canonical_json, refuse_existing, staged
+from shiftadd_tvm.files import refuse_existing, staged
 from shiftadd_tvm.packed import GOLDEN, PackedModel
 from shiftadd_tvm.packed_layout import Layout
 from shiftadd_tvm.packed_writer import Tensors
+from shiftadd_tvm.resume import FinishedShards
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.tensorfile import DTYPES, from_float32
 
 Array = np.ndarray
 Progress = Callable[[int, int, str], None]  # weights done, weights in all, what is being done
 
-STATE = "quantize-state.json"  # in the staging folder only
 BENIGN = ("rotary_emb.inv_freq",)  # tensors of old checkpoints that nothing needs
 MAX_MAGNITUDE = 2.0**100  # beyond it a sum of squares or an exponent would overflow
 _PIECE = 1 << 22  # values that are converted at a time
@@ -77,7 +76,9 @@ def plan(source: str | Path | Checkpoint, settings: QuantizeSettings) -> dict[st
     dtypes = {n: checkpoint.dtype(n) for n in layout.plain_shapes() if n in checkpoint}
     return {
         "model_type": checkpoint.config["model_type"],
-        "layers": [{"name": n, "bits": layout.bits[n], "shape": list(s)} for n, s in linears.items()],
+        "layers": [
+            {"name": n, "bits": layout.bits[n], "shape": list(s)} for n, s in linears.items()
+        ],
         "nominal_bits": layout.nominal_bits(),
         "effective_bits": layout.effective_bits(),
         "linear_bytes": layout.linear_bytes(),
@@ -103,9 +104,9 @@ def quantize(
     refuse_existing(Path(output), GOLDEN, force)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     layout = _layout(checkpoint, settings)
+    golden.check_config(checkpoint.config)
     with staged(Path(output), GOLDEN, force=force, keep_on_failure=True) as folder:
-        run = _Run(checkpoint, layout, settings, folder, progress or _silent)
-        run.open_state(resume)
+        run = _Run(checkpoint, layout, settings, folder, resume, progress or _silent)
         layers = run.write_shards()
         run.finish()
     seconds = time.perf_counter() - begin
@@ -157,6 +158,7 @@ class _Run:
         layout: Layout,
         settings: QuantizeSettings,
         folder: Path,
+        resume: bool,
         progress: Progress,
     ) -> None:
         self.checkpoint, self.layout, self.settings = checkpoint, layout, settings
@@ -165,46 +167,22 @@ class _Run:
         self.method = importlib.import_module(f"shiftadd_tvm.quantizers.{settings.method}")
         count = self.decoder.layers + 1
         self.shards = [packed_writer.shard_name(index, count) for index in range(count)]
-        self.finished: dict[str, list[dict[str, object]]] = {}  # shard -> its layer reports
-        self.done = 0
-
-    def open_state(self, resume: bool) -> None:
-        """Take over the finished shards of an earlier run of the same work, or clear the folder."""
-        self.identity = {
+        identity: dict[str, object] = {
             "format": packed_config.VERSION,
-            "source": self.checkpoint.source_hash(),
-            "settings": self.settings.to_dict(),
+            "source": checkpoint.source_hash(),
+            "settings": settings.to_dict(),
         }
-        state = self._read_state() if resume else {}
-        if state.get("identity") == self.identity:
-            finished = state.get("finished")
-            assert isinstance(finished, dict)
-            self.finished = {s: r for s, r in finished.items() if (self.folder / s).is_file()}
-            return
-        shutil.rmtree(self.folder)
-        self.folder.mkdir()
-        self._write_state()
-
-    def _read_state(self) -> dict[str, object]:
-        try:
-            state = json.loads((self.folder / STATE).read_text(encoding="utf-8"))
-        except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
-            return {}
-        return state if isinstance(state, dict) else {}
-
-    def _write_state(self) -> None:
-        state = {"identity": self.identity, "finished": self.finished}
-        temporary = self.folder / (STATE + ".tmp")
-        temporary.write_bytes(canonical_json(state))
-        temporary.replace(self.folder / STATE)
+        self.finished = FinishedShards(folder, identity, resume)
+        self.done = 0
 
     def write_shards(self) -> list[LayerReport]:
         """Write every shard that is not finished; return the reports of all linears."""
-        for index, block in enumerate(self.decoder.blocks()):
-            self._write_shard(self.shards[index], lambda block=block: self._quantize_block(block))
-        self._write_shard(self.shards[-1], lambda: (self._outer_tensors(), []))
+        for shard, block in zip(self.shards, self.decoder.blocks(), strict=False):
+            self._write_shard(shard, functools.partial(self._quantize_block, block))
+        self._write_shard(self.shards[-1], self._outer_tensors)
         order = {name: index for index, name in enumerate(self.layout.linears())}
-        layers = [LayerReport(**fields) for shard in self.finished.values() for fields in shard]  # type: ignore[arg-type]
+        reports = [fields for shard in self.shards for fields in self.finished.reports[shard]]
+        layers = [LayerReport(**fields) for fields in reports]  # type: ignore[arg-type]
         return sorted(layers, key=lambda layer: order[layer.name])
 
     def _write_shard(
@@ -213,10 +191,9 @@ class _Run:
         if shard not in self.finished:
             tensors, reports = make()
             packed_writer.write_shard(self.folder / shard, tensors)
-            self.finished[shard] = [dataclasses.asdict(report) for report in reports]
-            self._write_state()
+            self.finished.add(shard, [dataclasses.asdict(report) for report in reports])
             return
-        names = [str(fields["name"]) for fields in self.finished[shard]]
+        names = [str(fields["name"]) for fields in self.finished.reports[shard]]
         self.done += sum(math.prod(self.layout.linears()[name]) for name in names)
 
     def _quantize_block(self, block: str) -> tuple[Tensors, list[LayerReport]]:
@@ -239,7 +216,7 @@ class _Run:
             if largest > MAX_MAGNITUDE:
                 raise BadFileError(
                     f"{self.checkpoint.path}: tensor {linear}.weight holds values up to "
-                    f"{largest:.3g}, expected at most {MAX_MAGNITUDE:.3g}; get the checkpoint again."
+                    f"{largest:.3g}, expected at most {MAX_MAGNITUDE:.3g}; get it again."
                 )
         self.progress(self.done, self.layout.linear_weights(), group[0])
         weights: list[BCQWeight] = self.method.quantize(
@@ -260,8 +237,8 @@ class _Run:
             error += _square(true - dequantize_rows(weight, start, stop))
         return LayerReport(linear, weight.bits, error / square if square else 0.0)
 
-    def _outer_tensors(self) -> Tensors:
-        """Return what belongs to no block: embedding, last norm, head."""
+    def _outer_tensors(self) -> tuple[Tensors, list[LayerReport]]:
+        """Return what belongs to no block: embedding, last norm, head; there is no linear."""
         blocks = tuple(f"{block}." for block in self.decoder.blocks())
         tensors: Tensors = {}
         for name in self.decoder.tensor_shapes():
@@ -272,7 +249,7 @@ class _Run:
                 tensors |= self._embedding_tensors(name)
             else:
                 tensors[name] = self._plain_tensor(name)
-        return tensors
+        return tensors, []
 
     def _plain_tensor(self, name: str) -> tuple[str, Array]:
         """Return dtype and raw values of an unquantized tensor, converted piece by piece."""
@@ -303,7 +280,7 @@ class _Run:
         computed = golden.compute(model, files.get("tokenizer.json"))
         packed_writer.write_golden(self.folder, computed)
         PackedModel(self.folder)
-        (self.folder / STATE).unlink()
+        self.finished.remove_state()
 
 
 def _pieces(shape: tuple[int, ...]) -> list[slice]:

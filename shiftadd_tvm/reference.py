@@ -13,11 +13,12 @@ from typing import Protocol
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from shiftadd_tvm import evaluation, families
+from shiftadd_tvm.errors import BadFileError
 
 Array = np.ndarray
-Tensor = torch.Tensor
 
 _BLOCK_TOKENS = 4096  # that pass through a block together: bounds the activations
 _HEAD_ROWS = 256  # whose logits exist together
@@ -44,7 +45,7 @@ class ReferenceModel:
         self._source, self._keep = source, keep
         self._decoder = families.read_config(source.config)
         self._shapes = self._decoder.tensor_shapes()
-        self._kept_head: Tensor | None = None
+        self._kept_head: torch.Tensor | None = None
         self.model = _empty_model(source.config)
         norm = self._decoder.final_norm
         self._load(norm)
@@ -53,16 +54,16 @@ class ReferenceModel:
             block.forward = functools.partial(self._run_block, path, block.forward)
 
     @torch.inference_mode()
-    def hidden(self, ids: Array, **arguments: object) -> Tensor:
+    def hidden(self, ids: Array, **arguments: object) -> torch.Tensor:
         """Return the hidden states after the last norm, float32 (B, T, hidden), of ids (B, T)."""
         ids = np.asarray(ids)
         arguments = {"use_cache": False, **arguments}
         output = self.model.base_model(inputs_embeds=self._embed(ids), **arguments)
-        states: Tensor = output.last_hidden_state
+        states: torch.Tensor = output.last_hidden_state
         return states
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 (n, vocabulary), of a few hundred hidden rows (n, hidden)."""
         return hidden @ self._head().T
 
@@ -92,22 +93,24 @@ class ReferenceModel:
             margins.append((best.values[:, 0] - best.values[:, 1]).numpy())
         return np.stack(tokens, axis=1), np.stack(margins, axis=1)
 
-    def _embed(self, ids: Array) -> Tensor:
+    def _embed(self, ids: Array) -> torch.Tensor:
         """Return the embedding rows of ids (B, T), float32 (B, T, hidden)."""
         unique, inverse = np.unique(ids, return_inverse=True)
         name = f"{self._decoder.embedding}.weight"
         rows = [self._source.read_rows(name, int(i), int(i) + 1) for i in unique]
         return torch.from_numpy(np.concatenate(rows))[torch.from_numpy(inverse.reshape(ids.shape))]
 
-    def _head(self) -> Tensor:
+    def _head(self) -> torch.Tensor:
         if self._kept_head is not None:
             return self._kept_head
         decoder = self._decoder
-        head = self._read(f"{decoder.embedding if decoder.tied_embeddings else decoder.head}.weight")
+        head = self._read(
+            f"{decoder.embedding if decoder.tied_embeddings else decoder.head}.weight"
+        )
         self._kept_head = head if self._keep else None
         return head
 
-    def _read(self, name: str) -> Tensor:
+    def _read(self, name: str) -> torch.Tensor:
         # into torch's own memory: its alignment is fixed, on which the order of sums may depend
         shape = self._shapes[name]
         tensor = torch.empty(shape)
@@ -133,8 +136,12 @@ class ReferenceModel:
             self.model.get_submodule(path).to_empty(device="meta")
 
     def _run_block(
-        self, path: str, forward: Callable[..., Tensor], hidden: Tensor, **arguments: object
-    ) -> Tensor:
+        self,
+        path: str,
+        forward: Callable[..., torch.Tensor],
+        hidden: torch.Tensor,
+        **arguments: object,
+    ) -> torch.Tensor:
         """Run a block on a few rows of `hidden` (B, T, hidden) after the other."""
         rows = len(hidden)
         step = rows if arguments.get("use_cache") else max(1, _BLOCK_TOKENS // hidden.shape[1])
@@ -171,7 +178,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _score_window(states: Tensor, ids: Array, head: Tensor) -> Array:
+def _score_window(states: torch.Tensor, ids: Array, head: torch.Tensor) -> Array:
     scores = []
     for start in range(0, len(ids) - 1, _HEAD_ROWS):
         stop = min(start + _HEAD_ROWS, len(ids) - 1)
@@ -184,19 +191,31 @@ def _score_window(states: Tensor, ids: Array, head: Tensor) -> Array:
 
 def _of_rows(value: object, rows: int, part: slice) -> object:
     """Return the rows `part` of what has a row for each of the batch, and the rest as it is."""
-    if isinstance(value, Tensor) and value.ndim and len(value) == rows:
+    if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
         return value[part]
     return value
+
+
+def check_config(config: families.Config) -> None:
+    """Raise `BadFileError` where transformers cannot build a model of `config`."""
+    _empty_model(config)
 
 
 def _empty_model(config: families.Config) -> transformers.PreTrainedModel:
     """Return the model on the meta device; only its rotary tables hold values."""
     fields = {k: v for k, v in config.items() if k not in ("model_type", "dtype", "torch_dtype")}
-    hf = transformers.AutoConfig.for_model(config["model_type"], **fields)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(
-            hf, dtype=torch.float32, attn_implementation="sdpa"
-        )
+    try:
+        hf = transformers.AutoConfig.for_model(config["model_type"], **fields)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                hf, dtype=torch.float32, attn_implementation="sdpa"
+            )
+    except (StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise BadFileError(
+            f"transformers cannot build the model of this config.json ({reason}); "
+            "use the config.json that belongs to the checkpoint."
+        ) from None
     for path, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             model.set_submodule(path, type(module)(hf))  # a rotary table: computed from the config

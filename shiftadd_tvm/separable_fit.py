@@ -3,15 +3,15 @@
 Each matrix has its own r, c and codes; s is shared. Levels are the 2^q sums of ±c[i]; a weight
 takes the level nearest to U = W / (r s), by magnitude, ties away from zero. One round is
 
-    c <- least squares of U by the codes, weighted by (r s)^2, on evenly spaced rows  | each rounded
-    codes <- nearest levels                                                           | to sums of
-    r <- least squares, row by row, given c, s and the codes                          | powers of two
-    s <- least squares, column by column, over all matrices, given c, r and the codes | at once
+    c <- least squares of U by the codes, weighted by (r s)^2, on evenly spaced rows
+    codes <- nearest levels
+    r <- least squares, row by row, given c, s and the codes
+    s <- least squares, column by column, over all matrices, given c, r and the codes
 
-and the round with the least squared error wins. Every step sees the rounded results of the others,
-so that they make up for the rounding. Each matrix is first scaled by a power of two to an rms near
-1, which goes back into its exponents at the end: the linears count equally in s, and tiny or huge
-weights neither vanish nor overflow.
+each rounded to sums of powers of two at once, so that the next one makes up for the rounding. The
+round with the least squared error wins. Each matrix is first scaled by a power of two to an rms
+near 1, which goes back into its exponents at the end: the linears count equally in s, and tiny or
+huge weights neither vanish nor overflow.
 
 Chunks of rows are of fixed size and their sums are added in float64 in order, without BLAS: the
 result does not depend on the number of threads.
@@ -58,9 +58,7 @@ class _Matrix:
         return slice(None, None, -(-self.values.size // _SAMPLE))
 
 
-def fit(
-    matrices: Sequence[Array], bits: Sequence[int], settings: QuantizeSettings
-) -> list[Fitted]:
+def fit(matrices: Sequence[Array], bits: Sequence[int], settings: QuantizeSettings) -> list[Fitted]:
     """Return planes and scales of each float32 (N_i, K) matrix, which is scaled in place."""
     group = [_normalize(matrix) for matrix in matrices]
     columns = _start(group, bits, settings)
@@ -129,7 +127,9 @@ def _start(group: list[_Matrix], bits: Sequence[int], settings: QuantizeSettings
 
 def _row_means(matrix: _Matrix, factor: Array | float) -> Array:
     """Return the mean square of each row of values * factor, float32 (N,)."""
-    means = [np.square(matrix.values[c] * factor).mean(1, dtype=np.float64) for c in matrix.chunks()]
+    means = [
+        np.square(matrix.values[c] * factor).mean(1, dtype=np.float64) for c in matrix.chunks()
+    ]
     return np.concatenate(means).astype(np.float32)
 
 
@@ -233,7 +233,7 @@ def _pack(matrix: _Matrix, columns: Array) -> Array:
 def _encode(
     matrix: _Matrix, column_codes: Array, settings: QuantizeSettings
 ) -> bcq.SeparableScales:
-    """Return the term bytes, with the matrix's own exponent put back into r and, past its range, c."""
+    """Return the term bytes; the matrix's own exponent goes back into r and, past its range, c."""
     rows = powers.round_to_terms(matrix.rows, settings.row_terms)
     planes = powers.round_to_terms(matrix.planes, settings.plane_terms)
     shift = int(np.clip(matrix.exponent, -_ROW_EXPONENT, _ROW_EXPONENT))

@@ -42,18 +42,25 @@ class QuantizeSettings:
     def __post_init__(self) -> None:
         """Check every value."""
         for name, bits in {"bits": self.bits, **self.bits_per_module}.items():
-            _require(bits in range(1, MAX_BITS + 1), name, bits, f"a whole number 1-{MAX_BITS}")
+            whole = type(bits) is int and 1 <= bits <= MAX_BITS
+            _require(whole, name, bits, f"a whole number from 1 to {MAX_BITS}")
         formats = ", ".join(DEFAULT_BLOCKS)
         _require(self.scale_format in DEFAULT_BLOCKS, "scale format", self.scale_format, formats)
         for name, limit in MAX_TERMS.items():
-            _require(getattr(self, name) in range(1, limit + 1), name, getattr(self, name), f"1-{limit}")
+            _require(
+                getattr(self, name) in range(1, limit + 1), name, getattr(self, name), f"1-{limit}"
+            )
         rows, columns = self.block
         _require(rows >= 0, "rows", rows, "0 (all) or more")
-        _require(columns == 1 or (columns >= 0 and columns % 4 == 0), "columns", columns, "1 or 4 j")
+        _require(
+            columns == 1 or (columns >= 0 and columns % 4 == 0), "columns", columns, "1 or 4 j"
+        )
         _require(self.rounds >= 0, "rounds", self.rounds, "0 or more")
         _require(0 <= self.seed < 1 << 63, "seed", self.seed, "0 or more, below 2^63")
         powers = (0, 4, 16, 64, 256, 1024, 4096)
-        _require(self.max_rotation in powers, "rotation block", self.max_rotation, f"one of {powers}")
+        _require(
+            self.max_rotation in powers, "rotation block", self.max_rotation, f"one of {powers}"
+        )
         _require(self.embedding_bits in (8, 16), "embedding bits", self.embedding_bits, "8 or 16")
 
     @property
@@ -78,7 +85,9 @@ class QuantizeSettings:
         """Return the bits of a linear, by its whole module path."""
         if linear in self.bits_per_module:
             return self.bits_per_module[linear]
-        inside = [bits for name, bits in self.bits_per_module.items() if linear.endswith(f".{name}")]
+        inside = [
+            bits for name, bits in self.bits_per_module.items() if linear.endswith(f".{name}")
+        ]
         return inside[0] if inside else self.bits
 
     def to_dict(self) -> dict[str, object]:
@@ -88,4 +97,6 @@ class QuantizeSettings:
 
 def _require(true: bool, name: str, found: object, expected: str) -> None:
     if not true:
-        raise UsageError(f"Quantization with {name} = {found!r} is not possible, expected {expected}.")
+        raise UsageError(
+            f"Quantization with {name} = {found!r} is not possible, expected {expected}."
+        )

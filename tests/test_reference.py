@@ -26,7 +26,7 @@ VARIANTS = {
     "biases": {"attention_bias": True, "mlp_bias": True},
     "llama3 rope": {"rope_scaling": LLAMA3},
     "linear rope": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-    "one head size of its own": {"head_dim": 10, "num_key_value_heads": 4},
+    "a head size of its own": {"head_dim": 10, "num_key_value_heads": 4},
 }
 
 
@@ -100,7 +100,9 @@ def test_perplexity_is_the_mean_over_all_scored_tokens(tmp_path: Path) -> None:
 
 def test_windows() -> None:
     ids = np.arange(100, 110)
-    np.testing.assert_array_equal(evaluation.windows(ids, 4), [[100, 101, 102, 103], [104, 105, 106, 107]])
+    np.testing.assert_array_equal(
+        evaluation.windows(ids, 4), [[100, 101, 102, 103], [104, 105, 106, 107]]
+    )
     np.testing.assert_array_equal(evaluation.windows(ids, 6, 1, 1), [[1, 100, 101, 102, 103, 104]])
     with pytest.raises(UsageError, match="The text has 10 tokens, expected at least 12"):
         evaluation.windows(ids, 12)

@@ -18,7 +18,9 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     sch.set_scope(sums, 0, "local")
     sch.set_scope(totals, 0, "local")
     sch.compute_at(totals, row, preserve_unit_loops=True)
-    sch.compute_at(sums, outer, preserve_unit_loops=True)
+    outputs = int(sch.get(y).writes[0].source.shape[1])
+    if outputs >= backend.lanes:  # of fewer TVM would compute those lanes only: nothing matches
+        sch.compute_at(sums, outer, preserve_unit_loops=True)
     m, b, p, lanes, word, group, entry = sch.get_loops(sums)[-7:]
     sch.reorder(word, m, b, p, lanes, group, entry)
     sch.parallel(outer)  # before the reduction is decomposed: afterwards TVM refuses
@@ -29,6 +31,6 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     *_, start_plane, start_lane = sch.get_loops(start)
     sch.unroll(start_plane)
     sch.vectorize(start_lane)
-    if int(sch.get(y).writes[0].source.shape[1]) % backend.lanes == 0:
+    if outputs % backend.lanes == 0:
         sch.vectorize(lane)
         sch.vectorize(sch.get_loops(totals)[-1])

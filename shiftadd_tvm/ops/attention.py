@@ -18,6 +18,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from shiftadd_tvm.ops import OP
+from shiftadd_tvm.ops.elementwise import exp
 from shiftadd_tvm.ops.shift import Array
 
 PAGE = 16  # positions a page holds
@@ -86,30 +87,31 @@ def attend(heads: int, kv_heads: int, head_dim: int, sequence: bool):
     layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
 
     @T.inline
-    def score(scores, queries, keys, i, layer, page, h, g):
-        for j in T.vectorized(PAGE):
-            scores[g, j] = T.float32(0)
-        for d in T.serial(head_dim):
+    def score(scores, queries, keys, i, layer, page, h):
+        for g in T.unroll(group):
             for j in T.vectorized(PAGE):
-                scores[g, j] = (
-                    scores[g, j]
-                    + queries[i, (h * group + g) * head_dim + d] * keys[layer, page, h, d, j]
-                )
+                scores[g, j] = T.float32(0)
+        for d in T.serial(head_dim):  # all heads together: their sums hide each other's latency
+            for g in T.unroll(group):
+                for j in T.vectorized(PAGE):
+                    scores[g, j] = (
+                        scores[g, j]
+                        + queries[i, (h * group + g) * head_dim + d] * keys[layer, page, h, d, j]
+                    )
 
     @T.inline
     def soften(scores, peak, weight, fresh, g, visible):
         fresh[0] = peak[g]
+        for j in T.vectorized(PAGE):
+            scores[g, j] = T.Select(j < visible, scores[g, j] * T.float32(scale), T.float32(LOWEST))
         for j in T.serial(PAGE):
-            scores[g, j] = T.if_then_else(
-                j < visible, scores[g, j] * T.float32(scale), T.float32(LOWEST)
-            )
             fresh[0] = T.max(fresh[0], scores[g, j])
-        fresh[1] = T.exp(peak[g] - fresh[0])  # rescales what the earlier pages gave
+        fresh[1] = exp(peak[g] - fresh[0])  # rescales what the earlier pages gave
         peak[g] = fresh[0]
-        weight[g] = weight[g] * fresh[1]
-        for j in T.serial(PAGE):
-            scores[g, j] = T.exp(scores[g, j] - fresh[0])
-            weight[g] = weight[g] + scores[g, j]
+        for j in T.vectorized(PAGE):
+            scores[g, j] = T.Select(j < visible, exp(scores[g, j] - fresh[0]), T.float32(0))
+        for j in T.vectorized(PAGE):
+            weight[g, j] = weight[g, j] * fresh[1] + scores[g, j]
 
     @T.inline
     def gather(total, scores, fresh, values, layer, page, h, g):
@@ -138,25 +140,29 @@ def attend(heads: int, kv_heads: int, head_dim: int, sequence: bool):
                 scores = T.alloc_buffer((group, PAGE), "float32", scope="local")
                 total = T.alloc_buffer((group, head_dim), "float32", scope="local")
                 peak = T.alloc_buffer((group,), "float32", scope="local")
-                weight = T.alloc_buffer((group,), "float32", scope="local")
+                weight = T.alloc_buffer((group, PAGE), "float32", scope="local")  # by slot of a page
                 fresh = T.alloc_buffer((2,), "float32", scope="local")
                 i = T.bind(v // kv_heads)
                 h = T.bind(v % kv_heads)
                 last = T.bind(length[i * (1 - one)] + T.Cast("int32", i * one))
                 for g in T.serial(group):
                     peak[g] = T.float32(LOWEST)
-                    weight[g] = T.float32(0)
+                    for j in T.vectorized(PAGE):
+                        weight[g, j] = T.float32(0)
                     for d in T.vectorized(head_dim):
                         total[g, d] = T.float32(0)
                 for p in T.serial(last // PAGE + 1):
                     page = T.bind(table[i * (1 - one), p])
+                    score(scores, queries, keys, i, layer, page, h)
                     for g in T.serial(group):
-                        score(scores, queries, keys, i, layer, page, h, g)
                         soften(scores, peak, weight, fresh, g, last + 1 - p * PAGE)
                         gather(total, scores, fresh, values, layer, page, h, g)
                 for g in T.serial(group):
+                    fresh[0] = T.float32(0)
+                    for j in T.serial(PAGE):
+                        fresh[0] = fresh[0] + weight[g, j]
                     for d in T.vectorized(head_dim):
-                        out[i, (h * group + g) * head_dim + d] = total[g, d] / weight[g]
+                        out[i, (h * group + g) * head_dim + d] = total[g, d] / fresh[0]
 
     return attend
 

@@ -32,6 +32,7 @@ def quantize(
     if rotation is not None:
         for matrix in matrices:
             _rotate_in_place(matrix, rotation)
+    fitted: Sequence[separable_fit.Fitted | block_fit.Fitted]
     if settings.scale_format == "separable":
         fitted = separable_fit.fit(matrices, bits, settings)
     else:

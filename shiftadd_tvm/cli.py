@@ -1,0 +1,385 @@
+"""The command line: parse, call one verb, print.
+
+A `ShiftAddError` becomes one line on stderr and its exit code; Ctrl-C and SIGTERM become one line and
+130. Anything else that escapes is a bug: it keeps its traceback and exits with 1.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from shiftadd_tvm import __version__, options
+from shiftadd_tvm.console import Console
+from shiftadd_tvm.errors import ShiftAddError, UnsupportedError, UsageError
+
+PROGRAM = "shiftadd-tvm"
+INTERRUPTED = 130
+CLICK_ERROR: Any = typer.BadParameter.mro()[2]  # ClickException, click's or typer's own copy
+STAGES = 4  # of a compilation that is verified
+
+app = typer.Typer(
+    help="Turn language models into shifts, look-ups and adds, compiled by Apache TVM.\n\n"
+    "Exit codes: 0 ok, 1 bug, 2 usage, 3 unsupported model or target, 4 bad input file, "
+    "5 wrong numbers, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, with what is left behind."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: like Ctrl-C, but a chat ends too."""
+
+
+class _Signals:
+    """Remembers that a signal came: a library may have turned the exception into its own."""
+
+    received = False
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    _Signals.received = True
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def leaving(note: str) -> Iterator[None]:
+    """Say what an interruption of the body leaves behind."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(note) from None
+    except Exception:
+        if _Signals.received:
+            raise Interrupted(note) from None
+        raise
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def quantize(
+    source: options.Source,
+    output: options.Output = None,
+    bits: Annotated[str, typer.Option(metavar="B", help="Bits per weight: 1, 2, 3 or 4.")] = "4",
+    method: Annotated[str, typer.Option(metavar="NAME", help="Quantizer.")] = "alternating",
+    scales: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT", help="Scales: separable, row-group, column-wise, block-wise."
+        ),
+    ] = "separable",
+    rotation: Annotated[bool, typer.Option(help="Rotate inputs by Hadamard blocks.")] = True,
+    embedding_bits: Annotated[
+        int, typer.Option(metavar="8|16", help="Embedding and head: 8 bits, or as they are (16).")
+    ] = 16,
+    seed: options.Seed = 0,
+    resume: Annotated[bool, typer.Option(help="Go on after an interrupted run.")] = True,
+    max_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="Refuse before the work if it would need more memory."),
+    ] = None,
+    force: options.Force = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
+    config: options.Config = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Quantize a checkpoint into a packed model of 1 to 4 bits per weight."""
+    from shiftadd_tvm import presentation, workflow
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    settings = workflow.make_settings(
+        bits=options.parse_bits(bits),
+        method=method,
+        scale_format=scales,
+        embedding_bits=embedding_bits,
+        seed=seed,
+        **({} if rotation else {"max_rotation": 0}),
+    )
+    with leaving("nothing was written"):
+        plan = workflow.plan_quantize(source, output, settings, config=config)
+        needed = workflow.check_memory(plan, max_memory)
+    console.table("plan", presentation.quantize_plan(source, plan, needed))
+    if dry_run:
+        console.result({**plan.fields, "output": str(plan.output)}, "")
+        return
+    with leaving(presentation.resumable(plan.output)), console.progress("quantizing") as progress:
+        report = workflow.run_quantize(plan, resume=resume, force=force, progress=progress)
+    fields = {**report.to_dict(), "output": str(plan.output)}
+    console.result(fields, presentation.quantize_summary(plan, report))
+
+
+@app.command()
+def compile(
+    source: options.CompileSource,
+    output: options.Output = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="PRESET", help="Target preset (see targets); default: this machine."),
+    ] = None,
+    bits: Annotated[
+        str | None, typer.Option(metavar="B", help="Bits of a plain checkpoint: 1 to 4 (4).")
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Most tokens of a sequence; default: the model's, up to 2048."),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option(help="Compare the artifact with the packed model before publishing.")
+    ] = True,
+    dump_ir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the module after each phase there.")
+    ] = None,
+    force: options.Force = False,
+    config: options.Config = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Compile a packed model, or a checkpoint that is quantized first, into an artifact."""
+    from shiftadd_tvm import presentation, workflow
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    whole = None if bits is None else options.parse_bits(bits)
+    with leaving("nothing was written"):
+        plan = workflow.plan_compile(
+            source, output, target=target, bits=whole, config=config, context=context, force=force
+        )
+    console.table("plan", presentation.compile_plan(source, plan, verify))
+    if plan.quantize is not None:
+        note = presentation.resumable(plan.packed)
+        with leaving(note), console.progress("quantizing") as progress:
+            workflow.run_quantize(plan.quantize, progress=progress)
+    count = STAGES if verify and plan.backend.runs_here() else STAGES - 1
+    note = "no artifact was written"
+    with leaving(note), console.stages("compiling", count) as stage:
+        report = workflow.run_compile(
+            plan, context=context, verify=verify, dump_ir=dump_ir, force=force, progress=stage
+        )
+    fields = {**presentation.compile_fields(report), "output": str(plan.output)}
+    console.result(fields, presentation.compile_summary(plan, report))
+
+
+@app.command()
+def run(
+    artifact: options.Art,
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="The text to continue.", show_default=False)
+    ],
+    max_new_tokens: options.NewTokens = 128,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    top_k: options.TopK = 0,
+    repetition_penalty: options.Penalty = 1.0,
+    seed: options.Seed = 0,
+    stop: options.Stop = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Continue a text; by default greedily, so that a prompt gives the same text always."""
+    from shiftadd_tvm.runtime.engine import Sampling
+    from shiftadd_tvm.runtime.generation import TextModel
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    with leaving("the text ends here"):
+        model = TextModel(artifact, threads=threads)
+        generation = model.generate(prompt, max_new_tokens, sampling, stop or ())
+        for piece in generation:
+            if not json:
+                print(piece, end="", flush=True)
+    console.result(generation.to_dict(), "\n")
+    console.note(
+        f"prefill {generation.prefill_tokens_per_second:.1f} tokens/s, "
+        f"decode {generation.decode_tokens_per_second:.1f} tokens/s, "
+        f"{len(generation.tokens)} tokens, ended by {generation.finish_reason}"
+    )
+
+
+@app.command()
+def chat(
+    artifact: options.Art,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the model is told first.")
+    ] = None,
+    max_new_tokens: options.NewTokens = 512,
+    temperature: options.Temperature = 0.7,
+    top_p: options.TopP = 0.9,
+    top_k: options.TopK = 0,
+    repetition_penalty: options.Penalty = 1.1,
+    seed: options.Seed = 0,
+    stop: options.Stop = None,
+    threads: options.Threads = None,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Talk with a model: /new forgets, /exit or Ctrl-D leaves, Ctrl-C ends an answer."""
+    from shiftadd_tvm import conversation
+    from shiftadd_tvm.runtime.engine import Sampling
+    from shiftadd_tvm.runtime.generation import TextModel
+
+    console = Console(quiet=quiet, verbose=verbose)
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    with leaving("the conversation ends here"):
+        model = TextModel(artifact, threads=threads)
+        talk = model.chat(system)
+        conversation.hold(talk, console, max_new_tokens, sampling, stop or (), Terminated)
+
+
+@app.command("eval")
+def evaluate(
+    path: options.AnyPath,
+    text: Annotated[
+        Path, typer.Option(metavar="FILE", help="UTF-8 text to predict.", show_default=False)
+    ],
+    window: Annotated[int, typer.Option(metavar="W", help="Tokens scored together.")] = 512,
+    max_windows: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Score the first N windows only.")
+    ] = None,
+    threads: options.Threads = None,
+    config: options.Config = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure perplexity: of an artifact by its kernels, of weights by transformers in float32."""
+    from shiftadd_tvm import scoring
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    request = scoring.Request(text, window, max_windows, threads, config)
+    with leaving("nothing was measured"), console.progress("scoring") as progress:
+        fields = scoring.score(
+            path, request, lambda done, total: progress(done, total, f"window {done} of {total}")
+        )
+    console.result(
+        fields,
+        "perplexity {perplexity:.4f}, {tokens} tokens, {effective_bits:.2f} effective bits, "
+        "{seconds:.1f} s".format(**fields),
+    )
+
+
+@app.command()
+def verify(
+    artifact: options.Art,
+    golden: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Golden file, if not the artifact's own.")
+    ] = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Hash every file, and compare the artifact with the packed model's golden logits."""
+    from shiftadd_tvm import workflow
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    with leaving("nothing was changed"):
+        try:
+            result = workflow.verify(artifact, golden)
+        except ShiftAddError as error:
+            if json:
+                console.result(workflow.verify_fields(error), "")
+            raise
+    text = (
+        f"{artifact} is whole and right: the largest error of a logit is "
+        f"{result['max_logit_error']:.2g} (allowed {result['tolerance']:.2g}), tokens agree"
+    )
+    console.result(result, text)
+
+
+@app.command()
+def inspect(
+    path: options.AnyPath,
+    config: options.Config = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Tell what an artifact, a packed model or a checkpoint holds."""
+    from shiftadd_tvm import inspection, presentation
+
+    console = Console(json=json, verbose=verbose)
+    fields = inspection.inspect(path, config)
+    console.result(fields, presentation.listing(fields))
+
+
+@app.command()
+def doctor(json: options.Json = False) -> None:
+    """Check what the verbs need, with remedies; exits with 3 if something required is missing."""
+    from shiftadd_tvm import diagnosis, presentation
+
+    checks = diagnosis.examine()
+    fields = {"checks": [check.to_dict() for check in checks]}
+    Console(json=json).result(fields, presentation.checks(checks))
+    bad = [check.name for check in checks if not check.ok and not check.optional]
+    if bad:
+        raise UnsupportedError(f"This machine lacks {', '.join(bad)}; the remedies are above.")
+
+
+@app.command()
+def targets(json: options.Json = False) -> None:
+    """List the target presets, and which ones run on this machine."""
+    from shiftadd_tvm import diagnosis, presentation
+
+    presets = diagnosis.presets()
+    Console(json=json).result({"presets": presets}, presentation.presets(presets))
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(" ".join(text.splitlines()), file=sys.stderr, flush=True)
+
+
+def run_command(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    _Signals.received = False
+    try:
+        status = app(arguments, prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except ShiftAddError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+    except Interrupted as error:
+        _say(f"interrupted: {error}.")
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted.")
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except CLICK_ERROR as error:
+        _say(f"error: {error.format_message()} ({PROGRAM} --help tells more)")
+        return UsageError.exit_code
+    return INTERRUPTED
+
+
+def main() -> None:
+    """Run the command line."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_signal)
+    # libraries' own progress and notices would break into ours
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(run_command())

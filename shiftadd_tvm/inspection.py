@@ -1,0 +1,90 @@
+"""Say what a path holds: a packed model, an artifact or a checkpoint, and what is in it."""
+
+import importlib
+from pathlib import Path
+
+from shiftadd_tvm.artifact import LIBRARY, PARAMETERS, Artifact, is_artifact
+from shiftadd_tvm.errors import BadFileError
+from shiftadd_tvm.packed import is_packed, open_packed
+
+Fields = dict[str, object]
+
+
+def inspect(path: str | Path, config: Path | None = None) -> Fields:
+    """Return `kind`, `version`, `effective_bits` and more; raises for what is none of ours."""
+    place = Path(path)
+    if is_artifact(place):
+        return _artifact(Artifact(place))
+    if is_packed(place):
+        return _packed(place)
+    if place.is_dir() and not (place / "config.json").is_file() and config is None:
+        raise BadFileError(
+            f"{path} is neither an artifact (no manifest.json) nor a packed model or checkpoint "
+            "(no config.json); name a folder or file of shiftadd-tvm or Hugging Face."
+        )
+    return _checkpoint(path, config)
+
+
+def _artifact(artifact: Artifact) -> Fields:
+    manifest, model = artifact.manifest, artifact.section("model")
+    quantization = artifact.section("quantization")
+    return {
+        "kind": "artifact",
+        "version": manifest["schema"],
+        "model_kind": manifest["kind"],
+        "model_type": model.get("type"),
+        "bits": quantization.get("bits"),
+        "effective_bits": quantization.get("effective_bits"),
+        "target": artifact.section("target").get("preset"),
+        "context": artifact.number("limits", "context"),
+        "vocabulary": artifact.number("model", "vocabulary"),
+        "layers": model.get("layers"),
+        "library_bytes": (artifact.path / LIBRARY).stat().st_size,
+        "parameter_bytes": (artifact.path / PARAMETERS).stat().st_size,
+        "linear_bytes": quantization.get("linear_bytes"),
+        "kernels": manifest.get("kernels"),
+        "functions": sorted(artifact.section("functions")),
+        "verified": manifest.get("verified"),
+        "producer": manifest.get("producer"),
+    }
+
+
+def _packed(path: Path) -> Fields:
+    model = open_packed(path)
+    stored = model.quantization
+    return {
+        "kind": "packed",
+        "version": stored["version"],
+        "model_kind": stored["kind"],
+        "model_type": model.config["model_type"],
+        "bits": stored["bits"],
+        "effective_bits": model.effective_bits(),
+        "layers": model.decoder.layers,
+        "linears": len(model.linears()),
+        "linear_bytes": model.linear_bytes(),
+        "total_bytes": sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
+        "scales": stored["scales"],
+        "rotation": stored["rotation"],
+        "embedding_bits": stored["embedding_bits"],
+        "calibration": stored["calibration"],
+        "method": stored.get("method"),
+    }
+
+
+def _checkpoint(path: str | Path, config: Path | None) -> Fields:
+    checkpoint = importlib.import_module("shiftadd_tvm.checkpoint").open_checkpoint(path, config)
+    decoder = importlib.import_module("shiftadd_tvm.families").read_config(checkpoint.config)
+    bits = importlib.import_module("shiftadd_tvm.scoring").checkpoint_bits(checkpoint)
+    return {
+        "kind": "checkpoint",
+        "version": checkpoint.config.get("transformers_version"),
+        "model_type": checkpoint.config["model_type"],
+        "bits": bits,
+        "effective_bits": bits,
+        "layers": decoder.layers,
+        "hidden": decoder.hidden,
+        "vocabulary": decoder.vocabulary,
+        "context": decoder.positions,
+        "tensors": len(checkpoint.names()),
+        "total_bytes": sum(file.stat().st_size for file in checkpoint._files()),
+    }

@@ -1,0 +1,92 @@
+"""The options that several verbs share, and how their values are read."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shiftadd_tvm.errors import UsageError
+
+
+def parse_bits(text: str) -> int:
+    """Return whole bits; an average such as 2.2 gets its own sentence."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 1 <= value <= 4 and value != int(value):
+        raise UsageError(
+            f"--bits is {text}: an average of different bits per layer needs the calibrated "
+            "quantizer, which this version does not have; give 1, 2, 3 or 4."
+        )
+    if value not in (1, 2, 3, 4):
+        raise UsageError(f"--bits is {text}, expected 1, 2, 3 or 4.")
+    return int(value)
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        help="Hugging Face folder, .safetensors beside its config.json, .gguf, or org/name.",
+        show_default=False,
+    ),
+]
+CompileSource = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        help="Packed model; or a checkpoint (folder, .safetensors, .gguf, org/name), which is "
+        "quantized first.",
+        show_default=False,
+    ),
+]
+AnyPath = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH", help="Artifact, packed model or checkpoint.", show_default=False
+    ),
+]
+Art = Annotated[
+    Path,
+    typer.Argument(metavar="ART", help="Artifact folder, made by compile.", show_default=False),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", metavar="DIR", help="Where to write; without it, beside SRC."
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="config.json, if it is not beside the weights."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output of this verb.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the result.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log what is done.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No plan, no progress.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="Threads; without it, all processors."),
+]
+NewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", metavar="N", help="Most tokens of an answer.")
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", metavar="T", help="0 takes the likeliest token always.")
+]
+TopP = Annotated[
+    float, typer.Option("--top-p", metavar="P", help="Only the likeliest tokens that sum up to P.")
+]
+TopK = Annotated[int, typer.Option("--top-k", metavar="K", help="Only the K likeliest; 0: all.")]
+Penalty = Annotated[
+    float,
+    typer.Option("--repetition-penalty", metavar="R", help="Above 1: repeat less; 1: off."),
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="S", help="The same seed gives the same result.")
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option("--stop", metavar="TEXT", help="End before this text; may be given repeatedly."),
+]

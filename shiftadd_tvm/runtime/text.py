@@ -1,0 +1,217 @@
+"""Text in and out of a model: its tokenizer, decoding as tokens come, stop strings, its chat template.
+
+Everything comes from the model's own files, read with `tokenizers` and a sandboxed `jinja2`; nothing
+here knows transformers.
+
+    tokenizer.json          the tokenizer
+    tokenizer_config.json   add_bos_token, bos_token, eos_token, chat_template (all optional)
+    chat_template.jinja     the chat template, preferred to the one above
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tokenizers
+from tokenizers.decoders import DecodeStream
+
+from shiftadd_tvm.errors import BadFileError, UnsupportedError
+
+TOKENIZER = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+CONTEXT = 16  # tokens before a text that decide how its first token is written (leading spaces)
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+class Tokenizer:
+    """The tokenizer of a model, whose files `read` returns by name (None: there is no such file)."""
+
+    def __init__(self, read: Callable[[str], bytes | None], origin: object) -> None:
+        """Open the tokenizer; `origin` names the model in errors (`BadFileError`)."""
+        self.origin = origin
+        self._tokenizer = _open(read(TOKENIZER), origin)
+        self.config = _read_config(read(CONFIG), origin)
+        self.bos = self._find_bos()
+        self._template = _find_template(read(TEMPLATE), self.config)
+
+    def _find_bos(self) -> int | None:
+        """Return the token that begins a text: config says so, or else the tokenizer adds it."""
+        wanted = self.config.get("add_bos_token")
+        named = self._tokenizer.token_to_id(self.special("bos_token"))
+        if isinstance(wanted, bool):
+            return named if wanted else None
+        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
+        special = self._tokenizer.encode("a", add_special_tokens=True).ids
+        return int(special[0]) if special[:1] != plain[:1] else None
+
+    def special(self, name: str) -> str:
+        """Return the text of a special token, such as "eos_token"; empty where there is none."""
+        token = self.config.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        return content if isinstance(content, str) else ""
+
+    def token(self, text: str) -> int | None:
+        """Return the id of the token that is written `text`, if there is one."""
+        found: int | None = self._tokenizer.token_to_id(text)
+        return found
+
+    @property
+    def size(self) -> int:
+        """The number of tokens, added ones included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: str, *, bos: bool = True) -> list[int]:
+        """Return the token ids of `text`, after BOS where the model expects one and `bos` is true."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [self.bos, *ids] if bos and self.bos is not None else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special tokens left out."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def stream(self, prompt: Sequence[int] = ()) -> "TextStream":
+        """Return what decodes the tokens that follow `prompt`."""
+        return TextStream(self._tokenizer, prompt)
+
+    @property
+    def has_template(self) -> bool:
+        """Tell whether the model has a chat template."""
+        return self._template is not None
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return a conversation as the model wants it, open for the assistant's reply."""
+        if self._template is None:
+            raise UnsupportedError(
+                f"{self.origin} has no chat template, so it is not made for conversations; "
+                "use shiftadd-tvm run, which continues a text."
+            )
+        return _render(self._template, list(messages), self, self.origin)
+
+
+class TextStream:
+    """Decodes one token after the other; holds back the bytes of an unfinished character."""
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
+        """Begin after the tokens `prompt`, which are not shown."""
+        self._tokenizer = tokenizer
+        self._before = list(prompt[-CONTEXT:])
+        self._ids: list[int] = []
+        self._shown = 0
+        self._stream = DecodeStream(skip_special_tokens=True)
+        for token in self._before:
+            self._stream.step(tokenizer, token)
+
+    def push(self, token: int) -> str:
+        """Return the text that `token` completes; it may be empty."""
+        self._ids.append(token)
+        text: str = self._stream.step(self._tokenizer, token) or ""
+        self._shown += len(text)
+        return text
+
+    def finish(self) -> str:
+        """Return the rest: what an unfinished character decodes to."""
+        before = self._decode(self._before)
+        return self._decode(self._before + self._ids)[len(before) + self._shown :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+class StopFilter:
+    """Ends a text before the first of some strings; holds back what may be the beginning of one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """Watch for the non-empty strings among `stops`."""
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """Return what may be shown after `text`; `stopped` tells whether a stop was found."""
+        self._held += text
+        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            shown, self._held = self._held[: min(found)], ""
+            return shown
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return shown
+
+    def finish(self) -> str:
+        """Return what was held back: no stop string followed."""
+        shown, self._held = self._held, ""
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of `text` are the beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _open(content: bytes | None, origin: object) -> Any:
+    if content is None:
+        raise BadFileError(
+            f"{origin} has no {TOKENIZER}; put the model's own beside its weights "
+            "(transformers' save_pretrained writes one) and make it again."
+        )
+    try:
+        return tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+    except Exception as error:  # noqa: BLE001  the library raises nothing narrower
+        raise BadFileError(f"{origin}: {TOKENIZER} cannot be read ({error}).") from None
+
+
+def _read_config(content: bytes | None, origin: object) -> Mapping[str, object]:
+    try:
+        config = json.loads(content or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise BadFileError(f"{origin}: {CONFIG} is not JSON ({error}).") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _find_template(content: bytes | None, config: Mapping[str, object]) -> str | None:
+    if content is not None:
+        return content.decode("utf-8", "replace")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _render(template: str, messages: list[Message], tokenizer: Tokenizer, origin: object) -> str:
+    import jinja2
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: object, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": _now}
+    try:
+        return environment.from_string(template).render(
+            messages=messages,
+            add_generation_prompt=True,
+            bos_token=tokenizer.special("bos_token"),
+            eos_token=tokenizer.special("eos_token"),
+        )
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        raise BadFileError(f"{origin}: its chat template fails: {error}.") from None
+
+
+def _now(form: str) -> str:
+    from datetime import datetime
+
+    return datetime.now().strftime(form)

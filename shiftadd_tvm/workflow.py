@@ -1,0 +1,240 @@
+"""The public verbs: from any source to a packed model, an artifact, a loaded model.
+
+This is the only place where the rooms meet, so every room is imported by name, when a verb needs it:
+`import shiftadd_tvm` and `--help` stay instant, and compiling a packed model never loads torch.
+Where outputs go when nobody says is decided here too.
+"""
+
+import difflib
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shiftadd_tvm import __version__
+from shiftadd_tvm.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from shiftadd_tvm.backend import Backend
+    from shiftadd_tvm.checkpoint_base import Checkpoint
+    from shiftadd_tvm.compiler import CompileReport
+    from shiftadd_tvm.packed import PackedModel
+    from shiftadd_tvm.quantization import QuantizeReport
+    from shiftadd_tvm.runtime.generation import TextModel
+    from shiftadd_tvm.settings import QuantizeSettings
+
+DEFAULT_BITS = 4
+
+QuantizeProgress = Callable[[int, int, str], None]  # weights done, weights in all, what
+Stage = Callable[[str], None]
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"shiftadd_tvm.{name}")
+
+
+@dataclass(frozen=True)
+class QuantizePlan:
+    """What `quantize` would do; `fields` is `quantization.plan`'s estimate."""
+
+    checkpoint: "Checkpoint"
+    output: Path
+    settings: "QuantizeSettings"
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CompilePlan:
+    """What `compile` would do: with `quantize`, the packed model is made first."""
+
+    packed: Path
+    output: Path
+    backend: "Backend"
+    quantize: QuantizePlan | None
+    reused: bool  # the packed model was found where a plain checkpoint's would be made
+
+
+def quantized_output(source: str | Path, bits: float) -> Path:
+    """Return where the packed model of `source` goes: beside it, or here for a hub's name."""
+    path = Path(source)
+    if not path.exists():
+        return Path(f"{path.name}-shiftadd-{bits:g}bit")
+    path = path.resolve() if path.name in ("", "..") else path
+    name = path.name if path.is_dir() else path.stem
+    return path.parent / f"{name}-shiftadd-{bits:g}bit"
+
+
+def compiled_output(packed: Path, preset: str) -> Path:
+    """Return where the artifact of the packed model goes: beside it."""
+    path = packed.resolve() if packed.name in ("", "..") else packed
+    return path.parent / f"{path.name}-{preset}"
+
+
+def make_settings(**values: Any) -> "QuantizeSettings":
+    """Return the settings; raises `UsageError` for a value that cannot be used."""
+    settings: QuantizeSettings = _module("settings").QuantizeSettings(**values)
+    known = [m.name for m in pkgutil.iter_modules(_module("quantizers").__path__) if m.name[0] != "_"]
+    if settings.method not in known:
+        near = difflib.get_close_matches(settings.method, known, 1, 0)
+        raise UsageError(
+            f"--method is {settings.method!r}, the nearest is {near[0]!r}; known are {', '.join(known)}."
+        )
+    return settings
+
+
+def plan_quantize(
+    source: str | Path,
+    output: str | Path | None = None,
+    settings: "QuantizeSettings | None" = None,
+    *,
+    config: str | Path | None = None,
+) -> QuantizePlan:
+    """Open and check `source`, and return what `quantize` would make of it."""
+    settings = settings or make_settings(bits=DEFAULT_BITS)
+    checkpoint = _module("checkpoint").open_checkpoint(source, config)
+    fields = _module("quantization").plan(checkpoint, settings)
+    place = Path(output) if output else quantized_output(source, fields["nominal_bits"])
+    return QuantizePlan(checkpoint, place, settings, fields)
+
+
+def run_quantize(
+    plan: QuantizePlan,
+    *,
+    resume: bool = True,
+    force: bool = False,
+    progress: QuantizeProgress | None = None,
+) -> "QuantizeReport":
+    """Carry out a plan."""
+    report: QuantizeReport = _module("quantization").quantize(
+        plan.checkpoint, plan.output, plan.settings, resume=resume, force=force, progress=progress
+    )
+    return report
+
+
+def quantize(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    config: str | Path | None = None,
+    resume: bool = True,
+    force: bool = False,
+    progress: QuantizeProgress | None = None,
+    **settings: Any,
+) -> "QuantizeReport":
+    """Quantize a checkpoint into a packed model; `settings` are those of `QuantizeSettings`."""
+    plan = plan_quantize(source, output, make_settings(**settings), config=config)
+    return run_quantize(plan, resume=resume, force=force, progress=progress)
+
+
+def plan_compile(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    target: str | None = None,
+    bits: int | None = None,
+    config: str | Path | None = None,
+) -> CompilePlan:
+    """Check `source` and `target`, and return what `compile` would do."""
+    backends = _module("backend")
+    backend = backends.load(target) if target else backends.detect()
+    if _module("packed").is_packed(source):
+        if bits is not None or config is not None:
+            raise UsageError(
+                f"{source} is a packed model, its bits and its config.json are fixed; leave out "
+                "--bits and --config, or give the original checkpoint."
+            )
+        packed = Path(source)
+        place = Path(output) if output else compiled_output(packed, backend.name)
+        return CompilePlan(packed, place, backend, None, False)
+    settings = make_settings(bits=DEFAULT_BITS if bits is None else bits)
+    first = plan_quantize(source, None, settings, config=config)
+    place = Path(output) if output else compiled_output(first.output, backend.name)
+    reused = first.output.exists()
+    if reused:
+        _check_same(first)
+    return CompilePlan(first.output, place, backend, None if reused else first, reused)
+
+
+def _check_same(plan: QuantizePlan) -> None:
+    """Raise `OutputError` unless the packed model at the plan's output is what it would make."""
+    packed, layout = _module("packed"), _module("packed_config")
+    if packed.is_packed(plan.output):
+        found = packed.open_packed(plan.output).quantization
+        decoder = _module("families").read_config(plan.checkpoint.config)
+        expected = layout.write_config(layout.make_layout(decoder, plan.settings), plan.settings)
+        expected["source"] = plan.checkpoint.source_hash()
+        if found == json.loads(json.dumps(expected)):
+            return
+    raise OutputError(
+        f"{plan.output} already exists, but it is not {plan.checkpoint.path} quantized with these "
+        f"settings; remove it, or compile it itself (shiftadd-tvm compile {plan.output})."
+    )
+
+
+def run_compile(
+    plan: CompilePlan,
+    *,
+    context: int | None = None,
+    verify: bool = True,
+    dump_ir: Path | None = None,
+    force: bool = False,
+    quantize_progress: QuantizeProgress | None = None,
+    progress: Stage = lambda stage: None,
+) -> "CompileReport":
+    """Carry out a plan: quantize where it says so, then compile."""
+    _module("files").refuse_existing(plan.output, _module("artifact").MANIFEST, force)
+    # Before torch, which tvm_ffi would otherwise take up; and a broken TVM shows before the work.
+    with _module("runtime.library").without_torch():
+        compiler = _module("compiler")
+    if plan.quantize is not None:
+        run_quantize(plan.quantize, progress=quantize_progress)
+    model: PackedModel = _module("packed").open_packed(plan.packed)
+    settings = compiler.CompileSettings(context=context, verify=verify, dump_ir=dump_ir)
+    report: CompileReport = compiler.compile_model(
+        model, plan.output, plan.backend, settings, version=__version__, force=force, progress=progress
+    )
+    return report
+
+
+def compile(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    target: str | None = None,
+    bits: int | None = None,
+    config: str | Path | None = None,
+    context: int | None = None,
+    verify: bool = True,
+    dump_ir: Path | None = None,
+    force: bool = False,
+) -> "CompileReport":
+    """Compile a packed model, or a checkpoint that is quantized first, into an artifact."""
+    plan = plan_compile(source, output, target=target, bits=bits, config=config)
+    return run_compile(plan, context=context, verify=verify, dump_ir=dump_ir, force=force)
+
+
+def load(path: str | Path, *, threads: int | None = None) -> "TextModel":
+    """Load an artifact to generate text with: `load(path).generate("Once upon a time")`."""
+    model: TextModel = _module("runtime.generation").TextModel(path, threads=threads)
+    return model
+
+
+def mark_verified(path: Path) -> None:
+    """Set "verified" in an artifact's manifest, atomically."""
+    artifact, files = _module("artifact"), _module("files")
+    opened = artifact.Artifact(path)
+    if opened.manifest.get("verified") is True:
+        return
+    temporary = path / (artifact.MANIFEST + ".tmp")
+    try:
+        temporary.write_bytes(files.canonical_json({**opened.manifest, "verified": True}))
+        temporary.replace(path / artifact.MANIFEST)
+    except OSError as error:
+        raise OutputError(
+            f"{path / artifact.MANIFEST} cannot be written: {error.strerror}."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,119 @@
+"""The paged cache and attention over it: compiled against reference, and against plain attention."""
+
+import kernels
+import numpy as np
+import pytest
+
+from shiftadd_tvm.ops import attention
+from shiftadd_tvm.ops.attention import PAGE
+
+pytestmark = pytest.mark.skipif(not kernels.PRESETS, reason="no preset runs on this machine")
+
+LAYERS = 2
+# (heads, kv_heads, head_dim): one head, grouped queries, odd head sizes, all heads one group
+HEADS = [(1, 1, 2), (4, 2, 24), (6, 6, 8), (9, 3, 10), (5, 1, 64)]
+
+
+def cache(rng: np.random.Generator, pages: int, kv_heads: int, head_dim: int) -> list[np.ndarray]:
+    """Return keys and values full of what other sequences left there."""
+    keys = rng.standard_normal((LAYERS, pages, kv_heads, head_dim, PAGE)).astype(np.float32)
+    values = rng.standard_normal((LAYERS, pages, kv_heads, PAGE, head_dim)).astype(np.float32)
+    return [keys, values]
+
+
+def block_table(rng: np.random.Generator, sequences: int, width: int) -> np.ndarray:
+    """Return pages in no order, none of them shared."""
+    return rng.permutation(sequences * width).reshape(sequences, width).astype(np.int32)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_positions(sequence: bool) -> None:
+    length = np.array([30] if sequence else [0, 15, 16, 999], np.int32)
+    n = 7 if sequence else 4
+    found = np.full(n, -1, np.int32)
+    kernels.run_tir(attention.positions(sequence), length, found)
+    expected = attention.reference_positions(length, n, sequence)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, np.arange(30, 37) if sequence else length)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize("sizes", [(2, 24), (1, 2), (3, 10)])
+def test_append_writes_its_slots_and_nothing_else(
+    sizes: tuple[int, int], sequence: bool
+) -> None:
+    kv_heads, head_dim = sizes
+    rng = np.random.default_rng(0)
+    length = np.array([13] if sequence else [0, 15, 16, 33], np.int32)
+    n = 21 if sequence else 4
+    table = block_table(rng, len(length), 3)
+    new = [rng.standard_normal((n, kv_heads * head_dim)).astype(np.float32) for _ in range(2)]
+    found = cache(rng, table.size, kv_heads, head_dim)
+    expected = [array.copy() for array in found]
+    kernels.run_tir(attention.append(kv_heads, head_dim, sequence), *found, *new, table, length, 1)
+    attention.reference_append(*expected, *new, table, length, 1, sequence)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_attend_equals_reference(heads: tuple[int, int, int], sequence: bool) -> None:
+    queries_heads, kv_heads, head_dim = heads
+    rng = np.random.default_rng(1)
+    length = np.array([13] if sequence else [0, 15, 16, 47], np.int32)
+    n = 35 if sequence else 4
+    table = block_table(rng, len(length), 3)
+    keys, values = cache(rng, table.size, kv_heads, head_dim)
+    queries = rng.standard_normal((n, queries_heads * head_dim)).astype(np.float32) * 3
+    found = np.empty_like(queries)
+    function = attention.attend(queries_heads, kv_heads, head_dim, sequence)
+    kernels.run_tir(function, queries, keys, values, table, length, 1, found)
+    expected = attention.reference_attend(queries, keys, values, table, length, 1, sequence)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_attend_ignores_what_lies_past_each_token() -> None:
+    rng = np.random.default_rng(2)
+    table, length = block_table(rng, 1, 2), np.array([16], np.int32)
+    keys, values = cache(rng, 2, 1, 8)
+    queries, found = rng.standard_normal((1, 8)).astype(np.float32), np.empty((1, 8), np.float32)
+    run = kernels.compile_tir(attention.attend(1, 1, 8, False))
+    run(queries, keys, values, table, length, 0, found)
+    last = table[0, 1]
+    keys[:, last, :, :, 1:], values[:, last, :, 1:] = 1e9, 1e9  # position 16 is the page's first
+    again = np.empty_like(found)
+    run(queries, keys, values, table, length, 0, again)
+    np.testing.assert_array_equal(found, again)
+
+
+def test_attend_of_huge_scores_stays_finite() -> None:
+    # a softmax without its running maximum would overflow
+    rng = np.random.default_rng(3)
+    table, length = np.array([[0, 1]], np.int32), np.array([20], np.int32)
+    keys, values = cache(rng, 2, 1, 4)
+    keys *= 1e4
+    queries, found = np.full((1, 4), 1e4, np.float32), np.empty((1, 4), np.float32)
+    kernels.run_tir(attention.attend(1, 1, 4, False), queries, keys, values, table, length, 0, found)
+    expected = attention.reference_attend(queries, keys, values, table, length, 0, False)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_reference_is_plain_causal_attention() -> None:
+    rng, (heads, kv_heads, size, n) = np.random.default_rng(4), (4, 2, 6, 20)
+    q, k, v = (
+        rng.standard_normal((n, count, size)).astype(np.float32)
+        for count in (heads, kv_heads, kv_heads)
+    )
+    table, length = block_table(rng, 1, 2), np.array([0], np.int32)
+    keys, values = cache(rng, 2, kv_heads, size)
+    attention.reference_append(
+        keys, values, k.reshape(n, -1), v.reshape(n, -1), table, length, 0, True
+    )
+    found = attention.reference_attend(q.reshape(n, -1), keys, values, table, length, 0, True)
+    k, v = np.repeat(k, heads // kv_heads, 1), np.repeat(v, heads // kv_heads, 1)
+    scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(size)
+    scores[:, np.triu(np.ones((n, n), bool), 1)] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("hij,jhd->ihd", weights / weights.sum(-1, keepdims=True), v)
+    np.testing.assert_allclose(found, expected.reshape(n, -1), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,320 @@
+"""Gate 1: every compiled operator equals its NumPy reference, on drawn shapes and targets.
+
+Activations are small whole numbers and scales powers of two close together, so that every order of
+summation gives the same float32: where nothing else rounds, equality is exact.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import kernels
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from shiftadd_tvm import backend, bcq, ops
+from shiftadd_tvm.ops import dense, elementwise, gemm, hadamard, lut, lut_block, shift
+from shiftadd_tvm.tensorfile import from_float32
+
+FORMATS = ("row-group", "column-wise", "block-wise", "odd")
+TIR_OPS = {  # see test_attention.py and test_sample.py
+    *("positions", "append", "attend"),
+    *("sample_penalize", "sample_soften", "sample_keep", "sample_draw"),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of one operator call; each operator uses those that it has."""
+
+    rows: int = 1
+    outputs: int = 1
+    inputs: int = 1
+    bits: int = 1
+    terms: int = 1
+    bias: bool = False
+    symbolic: bool = False
+    dtype: str = "F32"
+    form: str = "row-group"
+    seed: int = 0
+
+    def block(self) -> tuple[int, int]:
+        """Return the (rows, columns) that share a scale."""
+        n = self.outputs
+        return {
+            "row-group": (1, 32),
+            "column-wise": (n, 1),
+            "block-wise": (max(1, n // 8), 8),
+            "odd": (7, 4),
+        }[self.form]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to compile, what to feed it, and what must come out."""
+
+    compute: Callable[..., Any]
+    arrays: list[np.ndarray]
+    expected: np.ndarray
+    tolerance: float = 0.0
+    symbolic: tuple[int, ...] = ()  # arrays with a symbolic first axis, if the shape asks for it
+
+
+def numbers(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.integers(-4, 5, shape).astype(np.float32)
+
+
+def term_bytes(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Return terms ±2^-1 .. ±2^2, one in six absent."""
+    codes = rng.integers(63, 67, shape) + 128 * rng.integers(0, 2, shape)
+    return np.where(rng.random(shape) < 1 / 6, 0, codes).astype(np.uint8)
+
+
+def planes(rng: np.random.Generator, s: Shape) -> np.ndarray:
+    return bcq.pack_planes(rng.random((s.bits, s.outputs, s.inputs)) < 0.5)
+
+
+def biases(rng: np.random.Generator, s: Shape) -> list[np.ndarray]:
+    return [numbers(rng, s.outputs)] if s.bias else []
+
+
+def case_shift(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    x, codes = numbers(rng, s.rows, s.inputs), term_bytes(rng, s.inputs, s.terms)
+    return Case(
+        shift.scale_columns, [x, codes], shift.reference_terms(x, codes), symbolic=(0,)
+    )
+
+
+def case_hadamard(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    x, signs = numbers(rng, s.rows, s.inputs), bcq.random_signs(s.inputs, s.seed)
+    block = bcq.rotation_block(s.inputs, 64)
+    return Case(
+        lambda v, d: hadamard.rotate(v, d, block),
+        [x, signs],
+        hadamard.reference_rotate(x, signs, block),
+        symbolic=(0,),
+    )
+
+
+def case_lut_build(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    x = rng.standard_normal((s.rows, s.inputs)).astype(np.float32)  # the order of adds is defined
+    return Case(lut.build, [x], lut.reference_build(x), symbolic=(0,))
+
+
+def _separable(
+    s: Shape, rng: np.random.Generator, lanes: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the operands beside the activations: packed, and as the references take them."""
+    bits, levels = planes(rng, s), term_bytes(rng, s.bits, s.terms)
+    row_terms, bias = term_bytes(rng, s.outputs, min(s.terms, 2)), biases(rng, s)
+    packed = [lut.pack_planes(bits, lanes), levels, lut.pack_row_terms(row_terms, lanes), *bias]
+    return packed, [bits, levels, row_terms, *bias]
+
+
+def case_lut_query(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    tables = lut.reference_build(numbers(rng, s.rows, s.inputs))
+    packed, plain = _separable(s, rng, lanes)
+    return Case(
+        lambda t, p, c, r, *bias: lut.query(t, p, c, r, s.outputs, *bias),
+        [tables, *packed],
+        lut.reference_query(tables, *plain),
+    )
+
+
+def case_gemm_planes(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    x = numbers(rng, s.rows, s.inputs)
+    packed, plain = _separable(s, rng, lanes)
+    return Case(
+        lambda v, p, c, r, *bias: gemm.planes_product(v, p, c, r, s.outputs, *bias),
+        [x, *packed],
+        gemm.reference_planes(x, *plain),
+        symbolic=(0,),
+    )
+
+
+def _block(function: Callable[..., Any], s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    rows, columns = s.block()
+    x, bits, bias = numbers(rng, s.rows, s.inputs), planes(rng, s), biases(rng, s)
+    grid = (s.bits, -(-s.outputs // rows), -(-s.inputs // columns))
+    codes = term_bytes(rng, *grid, s.terms)
+    return Case(
+        lambda v, p, a, *bias: function(v, p, a, s.outputs, rows, columns, *bias),
+        [x, lut.pack_planes(bits, lanes), codes, *bias],
+        lut_block.reference_query(x, bits, codes, rows, columns, *bias),
+        symbolic=(0,) if function is lut_block.product else (),
+    )
+
+
+def case_lut_block(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    return _block(lut_block.query, s, rng, lanes)
+
+
+def case_gemm_block(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    return _block(lut_block.product, s, rng, lanes)
+
+
+def _stored(s: Shape, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+    raw = from_float32(numbers(rng, s.outputs, s.inputs), s.dtype)
+    scale = [np.exp2(rng.integers(-2, 2, s.outputs)).astype(np.float32)]
+    return raw, scale if s.dtype == "I8" else []
+
+
+def _dense(function: Callable[..., Any], s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    x = numbers(rng, s.rows, s.inputs)
+    raw, scale = _stored(s, rng)
+    bias = biases(rng, s) if scale else []
+    return Case(
+        lambda v, table, *more: function(v, table, s.outputs, *more),
+        [x, dense.pack_rows(raw, lanes), *scale, *bias],
+        dense.reference_dense(x, raw, s.dtype, *scale, *bias),
+        symbolic=(0,) if function is gemm.dense_product else (),
+    )
+
+
+def case_dense(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    return _dense(dense.multiply, s, rng, lanes)
+
+
+def case_gemm_dense(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    return _dense(gemm.dense_product, s, rng, lanes)
+
+
+def case_embed(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    ids = rng.integers(0, s.outputs, s.rows).astype(np.int32)
+    raw, scale = _stored(s, rng)
+    return Case(
+        lambda i, table, *scale: dense.embed(i, table, s.inputs, *scale),
+        [ids, dense.pack_rows(raw, lanes), *scale],
+        dense.reference_embed(ids, raw, s.dtype, *scale),
+        symbolic=(0,),
+    )
+
+
+def case_rms_norm(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    x, w = rng.standard_normal((2, s.rows, s.inputs)).astype(np.float32)
+    return Case(
+        lambda v, weight: elementwise.rms_norm(v, weight, 1e-5),
+        [x, w[0]],
+        elementwise.reference_rms_norm(x, w[0], 1e-5),
+        tolerance=1e-5,
+        symbolic=(0,),
+    )
+
+
+def case_silu_mul(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    gate, up = rng.standard_normal((2, s.rows, s.inputs)).astype(np.float32) * 30
+    expected = elementwise.reference_silu_mul(gate, up)
+    return Case(elementwise.silu_mul, [gate, up], expected, tolerance=1e-5, symbolic=(0, 1))
+
+
+def case_add(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    left, right = rng.standard_normal((2, s.rows, s.inputs)).astype(np.float32)
+    return Case(elementwise.add, [left, right], np.add(left, right), symbolic=(0, 1))
+
+
+def case_rope_angles(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    positions = rng.integers(0, 5000, s.rows).astype(np.int32)
+    frequencies = elementwise.rope_frequencies(2 * s.inputs, 1e4)
+    expected = elementwise.reference_rope_angles(positions, frequencies)
+    compute = elementwise.rope_angles
+    return Case(compute, [positions, frequencies], expected, tolerance=1e-5, symbolic=(0,))
+
+
+def case_rope(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+    heads = s.bits
+    x = rng.standard_normal((s.rows, heads * 2 * s.inputs)).astype(np.float32)
+    angles = rng.standard_normal((s.rows, 2, s.inputs)).astype(np.float32)
+    return Case(
+        lambda v, a: elementwise.rope(v, a, heads),
+        [x, angles],
+        elementwise.reference_rope(x, angles),
+        tolerance=1e-5,
+        symbolic=(0, 1),
+    )
+
+
+CASES: dict[str, Callable[[Shape, np.random.Generator, int], Case]] = {
+    name.removeprefix("case_"): value for name, value in globals().items() if name[:5] == "case_"
+}
+
+
+def test_every_operator_has_a_case() -> None:
+    files = [module.name for module in pkgutil.iter_modules(ops.__path__)]
+    modules = [importlib.import_module(f"{ops.__name__}.{file}") for file in files]
+    names = {name for module in modules for name in module.REFERENCES}
+    assert names == set(CASES) | TIR_OPS
+
+
+shapes = st.builds(
+    Shape,
+    rows=st.integers(1, 4),
+    outputs=st.integers(1, 70),
+    inputs=st.integers(1, 140),
+    bits=st.integers(1, bcq.MAX_BITS),
+    terms=st.integers(1, 3),
+    bias=st.booleans(),
+    symbolic=st.booleans(),
+    dtype=st.sampled_from(sorted(dense.RAW_DTYPES)),
+    form=st.sampled_from(FORMATS),
+    seed=st.integers(0, 999),
+)
+
+
+@pytest.mark.parametrize("preset", kernels.PRESETS)
+@pytest.mark.parametrize("op", sorted(CASES))
+@example(s=Shape())
+@example(s=Shape(2, 31, 33, 2, 2, True, True, "BF16", "column-wise"))
+@example(s=Shape(3, 37, 101, 3, 3, False, True, "I8", "block-wise"))
+@example(s=Shape(4, 64, 64, 4, 3, True, False, "F16", "odd"))
+@settings(
+    max_examples=2,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(s=shapes)
+def test_compiled_equals_reference(op: str, preset: str, s: Shape) -> None:
+    case = CASES[op](s, np.random.default_rng(s.seed), backend.load(preset).lanes)
+    symbolic = case.symbolic if s.symbolic else ()
+    found = kernels.run_op(op, case.compute, case.arrays, symbolic=symbolic, preset=preset)
+    assert found.dtype == case.expected.dtype
+    if case.tolerance:
+        np.testing.assert_allclose(found, case.expected, case.tolerance, case.tolerance)
+    else:
+        np.testing.assert_array_equal(found, case.expected)
+
+
+@pytest.mark.parametrize("op", ["gemm_planes", "gemm_block", "gemm_dense"])
+def test_one_compiled_gemm_serves_every_number_of_rows(op: str) -> None:
+    preset = kernels.PRESETS[0]
+    shape, lanes = Shape(13, 19, 70, 3, 2, symbolic=True), backend.load(preset).lanes
+    case = CASES[op](shape, np.random.default_rng(1), lanes)
+    run = kernels.compile_op(op, case.compute, case.arrays, symbolic=(0,), preset=preset)
+    for rows in (1, 2, 5, 6, 7, 12, 13):
+        found = run(case.arrays[0][:rows], *case.arrays[1:])
+        np.testing.assert_array_equal(found, case.expected[:rows])
+
+
+@pytest.mark.parametrize("preset", kernels.PRESETS)
+@pytest.mark.parametrize("op", ["lut_query", "gemm_planes", "dense"])
+def test_real_activations(op: str, preset: str) -> None:
+    # rounding and the order of sums enter here: the bound is in units of the magnitudes summed
+    rng, lanes = np.random.default_rng(2), backend.load(preset).lanes
+    shape = Shape(2, 50, 500, 3, 3, dtype="BF16", symbolic=False)
+    case = CASES[op](shape, rng, lanes)
+    x = rng.standard_normal((2, 500)).astype(np.float32)
+    arrays = [lut.reference_build(x) if op == "lut_query" else x, *case.arrays[1:]]
+    rng = np.random.default_rng(2)  # draws the same operands again, in the canonical order
+    numbers(rng, 2, 500)
+    if op == "dense":
+        expected = dense.reference_dense(x, _stored(shape, rng)[0], "BF16")
+    else:
+        expected = gemm.reference_planes(x, *_separable(shape, rng, lanes)[1])
+    found = kernels.run_op(op, case.compute, arrays, preset=preset)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

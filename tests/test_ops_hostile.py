@@ -1,0 +1,155 @@
+"""Operators where their definitions are sharp: exact bits, zeros, subnormals, Inf, NaN."""
+
+import kernels
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shiftadd_tvm import backend, bcq, powers
+from shiftadd_tvm.ops import gemm, hadamard, lut, lut_block, shift
+
+SMALLEST_NORMAL = 2.0**-126
+HOSTILE = np.array(
+    [0.0, -0.0, 1e-45, -1e-40, SMALLEST_NORMAL, -SMALLEST_NORMAL, 1.0, -1.5, 3.4e38, -3.4e38]
+    + [np.inf, -np.inf, np.nan, 1e-30, 2.0**63, 2.0**-63],
+    np.float32,
+)
+
+
+def bits(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values, np.float32).view(np.uint32)
+
+
+def scalar_shift(value: float, exponent: int) -> float:
+    """Return shift as its definition reads, with ldexp: subnormals flushed on both sides."""
+    if np.isnan(value) or np.isinf(value):
+        return value
+    exact = 0.0 if abs(value) < SMALLEST_NORMAL else float(np.ldexp(float(value), exponent))
+    if abs(exact) < SMALLEST_NORMAL:
+        return float(np.copysign(0.0, value))
+    return exact if abs(exact) < 2.0**128 else float(np.copysign(np.inf, value))
+
+
+def test_published_vectors() -> None:
+    values, exponents, expected = np.array(shift.TEST_VECTORS, np.int64).T
+    x = values.astype(np.uint32).view(np.float32)
+    np.testing.assert_array_equal(bits(shift.reference_shift(x, exponents)), expected)
+
+
+@pytest.mark.parametrize("preset", kernels.PRESETS)
+def test_published_vectors_compiled(preset: str) -> None:
+    values, exponents, expected = np.array(shift.TEST_VECTORS, np.int64).T
+    x = values.astype(np.uint32).view(np.float32)[None]
+    codes = (exponents + powers.EXPONENT_BIAS).astype(np.uint8)[:, None]
+    found = kernels.run_op("shift", shift.scale_columns, [x, codes], preset=preset)
+    np.testing.assert_array_equal(bits(found)[0], expected)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@given(st.floats(width=32), st.integers(-63, 63))
+def test_shift_is_ldexp_with_flush(value: float, exponent: int) -> None:
+    found = shift.reference_shift(np.array([value], np.float32), np.array([exponent]))
+    if not np.isnan(value):  # a NaN's payload is tested by the vectors
+        assert bits(found)[0] == bits(np.array([scalar_shift(value, exponent)]))[0]
+
+
+@pytest.mark.parametrize("preset", kernels.PRESETS)
+def test_every_term_byte_times_every_hostile_value(preset: str) -> None:
+    codes = np.arange(256, dtype=np.uint8)[:, None]
+    x = np.broadcast_to(HOSTILE[:, None], (len(HOSTILE), 256)).copy()
+    found = kernels.run_op("shift", shift.scale_columns, [x, codes], preset=preset)
+    np.testing.assert_array_equal(bits(found), bits(shift.reference_terms(x, codes)))
+    absent = (codes[:, 0] & powers.EXPONENT_MASK) == 0
+    assert not bits(found)[:, absent].any()  # an absent term is +0 even for NaN
+
+
+@pytest.mark.parametrize("preset", kernels.PRESETS)
+def test_sums_of_terms_of_hostile_values(preset: str) -> None:
+    codes = np.random.default_rng(0).integers(0, 256, (512, 3)).astype(np.uint8)
+    x = np.resize(HOSTILE, (3, 512))
+    found = kernels.run_op("shift", shift.scale_columns, [x, codes], preset=preset)
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = shift.reference_terms(x, codes)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("preset", kernels.PRESETS)
+def test_hadamard_keeps_hostile_values_in_their_block(preset: str) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.integers(-4, 5, (2, 64)).astype(np.float32)
+    clean, signs = x.copy(), bcq.random_signs(64, 3)
+    x[0, 5], x[0, 20], x[1, 33] = np.nan, np.inf, -0.0
+    x[1, 48:] = 1e-40  # subnormal: the final shift flushes it
+    found = kernels.run_op(
+        "hadamard", lambda v, d: hadamard.rotate(v, d, 16), [x, signs], preset=preset
+    )
+    expected = hadamard.reference_rotate(clean, signs, 16)
+    assert np.isnan(found[0, :16]).all() and np.isinf(found[0, 16:32]).all()
+    np.testing.assert_array_equal(found[0, 32:], expected[0, 32:])
+    np.testing.assert_array_equal(found[1, :32], expected[1, :32])
+    assert not found[1, 48:].any()
+
+
+@pytest.mark.parametrize("preset", kernels.PRESETS)
+def test_lut_build_of_hostile_values_is_bit_exact(preset: str) -> None:
+    x = np.stack([np.resize(HOSTILE, 33), np.random.default_rng(2).permutation(33) * 9e36])
+    x = x.astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = lut.reference_build(x)
+    np.testing.assert_array_equal(kernels.run_op("lut_build", lut.build, [x], preset=preset), expected)
+
+
+@pytest.mark.parametrize("preset", kernels.PRESETS)
+def test_lut_query_passes_inf_and_nan_to_their_row_only(preset: str) -> None:
+    rng, n, k = np.random.default_rng(3), 19, 40
+    lanes = backend.load(preset).lanes
+    x = rng.integers(-4, 5, (3, k)).astype(np.float32)
+    x[0, 7], x[1, 39] = np.inf, np.nan
+    planes = bcq.pack_planes(rng.random((1, n, k)) < 0.5)
+    levels = np.full((1, 1), powers.EXPONENT_BIAS, np.uint8)
+    rows = np.full((n, 1), powers.EXPONENT_BIAS | powers.NEGATIVE, np.uint8)
+    tables = lut.reference_build(x)
+    arrays = [tables, lut.pack_planes(planes, lanes), levels, lut.pack_row_terms(rows, lanes)]
+    found = kernels.run_op("lut_query", lambda *a: lut.query(*a, n), arrays, preset=preset)
+    np.testing.assert_array_equal(found, lut.reference_query(tables, planes, levels, rows))
+    signs = bcq.unpack_planes(planes[0], k)
+    np.testing.assert_array_equal(found[0], -np.inf * signs[:, 7])
+    assert np.isnan(found[1]).all()
+    np.testing.assert_array_equal(found[2], -(signs @ x[2]))
+
+
+def weight(
+    rng: np.random.Generator, n: int, k: int, scales: bcq.SeparableScales | bcq.BlockScales
+) -> bcq.BCQWeight:
+    block = bcq.rotation_block(k, 64)
+    rotation = bcq.Rotation(block, bcq.random_signs(k, 4)) if block > 1 else None
+    return bcq.BCQWeight((n, k), bcq.pack_planes(rng.random((3, n, k)) < 0.5), scales, rotation)
+
+
+@pytest.mark.parametrize("inputs", [1, 31, 33, 64, 80])
+def test_lut_gemm_and_dense_agree(inputs: int) -> None:
+    rng, n = np.random.default_rng(5), 21
+    terms = [powers.round_to_terms(rng.uniform(0.5, 2, size), 2) for size in (n, inputs, 3)]
+    w = weight(rng, n, inputs, bcq.SeparableScales(*terms))
+    assert isinstance(w.scales, bcq.SeparableScales)
+    x = rng.standard_normal((3, inputs)).astype(np.float32)
+    rotated = x if w.rotation is None else bcq.rotate(x, w.rotation)
+    shifted = shift.reference_terms(rotated, w.scales.column_terms)
+    operands = (w.planes, w.scales.plane_terms, w.scales.row_terms)
+    looked_up = lut.reference_query(lut.reference_build(shifted), *operands)
+    expected = x.astype(np.float64) @ bcq.dequantize(w).astype(np.float64).T
+    tolerance = 1e-5 * max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(looked_up, expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(gemm.reference_planes(shifted, *operands), looked_up, 0, tolerance)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 32), (21, 1), (2, 8), (7, 4)])
+def test_block_scales_agree_with_dense(rows: int, columns: int) -> None:
+    rng, n, k = np.random.default_rng(6), 21, 50
+    grid = (3, -(-n // rows), -(-k // columns))
+    codes = powers.round_to_terms(rng.uniform(-2, 2, grid), 3)
+    w = weight(rng, n, k, bcq.BlockScales(rows, columns, codes))
+    x = rng.standard_normal((2, k)).astype(np.float32)
+    found = lut_block.reference_query(x, w.planes, codes, rows, columns)
+    np.testing.assert_allclose(found, x @ bcq.dequantize(w).T, rtol=0, atol=1e-3)

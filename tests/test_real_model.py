@@ -1,0 +1,158 @@
+"""The main job on a real model: SmolLM2-135M from its GGUF to text, held to the issue's figures.
+
+Everything goes through the installed command line, in processes of its own, so that memory is
+what a user sees. It takes a few minutes; nothing here is skipped.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shiftadd_tvm.dequantized import DequantizedModel
+from shiftadd_tvm.packed import open_packed
+from shiftadd_tvm.reference import ReferenceModel
+from shiftadd_tvm.runtime.engine import Engine
+from shiftadd_tvm.verification import RELATIVE, compare
+
+ROOT = Path(__file__).parent.parent
+MB = 1 << 20
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a village by the sea,",
+    "def fibonacci(n):",
+    "Water boils at",
+    "The most important thing about friendship is",
+    "In 1969, the first humans",
+    "To make bread you need",
+    "Question: What is the largest planet? Answer:",
+)
+
+
+def run(*command: str) -> tuple[dict[str, object], int]:
+    """Run a verb; return its JSON and the process's peak of resident bytes."""
+    arguments = [sys.executable, "-m", "shiftadd_tvm", *command, "--json"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, output
+    return json.loads(output.splitlines()[-1]), usage.ru_maxrss * 1024
+
+
+@pytest.fixture(scope="module")
+def cache() -> Path:
+    """The folder with the model and the text, fetched where it is not there."""
+    subprocess.run([sys.executable, str(ROOT / "examples" / "fetch_data.py")], check=True)
+    return Path(os.environ.get("SHIFTADD_CACHE", ROOT / ".cache"))
+
+
+@pytest.fixture(scope="module")
+def text(cache: Path) -> Path:
+    """The evaluation text."""
+    return cache / "text" / "wikipedia_test.txt"
+
+
+@pytest.fixture(scope="module")
+def packed(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model at 4 bits; its quantization stayed within its memory."""
+    source = cache / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    output = tmp_path_factory.mktemp("real") / "packed"
+    report, peak = run("quantize", str(source), "--bits", "4", "-o", str(output))
+    largest = 49152 * 576 * 4  # the embedding, in float32
+    assert peak <= largest + 2048 * MB
+    assert 4 < float(str(report["effective_bits"])) < 4.1
+    return output
+
+
+@pytest.fixture(scope="module")
+def artifact(packed: Path) -> Path:
+    """The packed model compiled for this machine; the gate has passed."""
+    output = packed.with_name("artifact")
+    report, _ = run("compile", str(packed), "-o", str(output))
+    assert json.loads((output / "manifest.json").read_text())["verified"] is True
+    assert report["kernels"]["tuned"] + report["kernels"]["scheduled"] > 0  # type: ignore[index]
+    return output
+
+
+def test_perplexity_of_the_artifact_is_that_of_the_packed_model(
+    packed: Path, artifact: Path, text: Path
+) -> None:
+    """Within 0.1 % on 20 windows of 512."""
+    windows = ("--text", str(text), "--max-windows", "20")
+    expected = float(str(run("eval", str(packed), *windows)[0]["perplexity"]))
+    found, _ = run("eval", str(artifact), *windows)
+    assert found["tokens"] == 20 * 511
+    assert float(str(found["perplexity"])) == pytest.approx(expected, rel=1e-3)
+    assert expected < 2 * 23.2  # twice the reference's: the text reads as English
+
+
+def test_greedy_tokens_agree_by_the_margin_rule(packed: Path, artifact: Path) -> None:
+    """64 tokens on 8 prompts: the reference, fed the artifact's own text, would have written it.
+
+    If at every step the reference's decided choice is the artifact's token, its own greedy text
+    is the same by induction.
+    """
+    engine = Engine(artifact)
+    reference = ReferenceModel(DequantizedModel(open_packed(packed)))
+    rows, starts = [], []
+    for prompt in PROMPTS:
+        session = engine.session()
+        ids = _encode(artifact, prompt)
+        rows.append(ids + _greedy(session, ids, 64))
+        starts.append(len(ids))
+        session.close()
+    width = max(len(row) for row in rows)
+    batch = np.array([row + [0] * (width - len(row)) for row in rows], np.int64)
+    hidden = reference.hidden(batch)
+    decided = 0
+    for states, row, start in zip(hidden, rows, starts, strict=True):
+        logits = reference.logits(states[start - 1 : len(row) - 1]).numpy()
+        margin = np.diff(np.partition(logits, -2, axis=-1)[:, -2:])[:, 0]
+        clear = margin > 2 * RELATIVE * np.abs(logits).max()
+        assert (logits.argmax(axis=-1) == row[start:])[clear].all()
+        decided += int(clear.sum())
+    assert decided > 0.9 * 64 * len(PROMPTS)
+
+
+def _encode(artifact: Path, prompt: str) -> list[int]:
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(artifact / "tokenizer.json"))
+    return list(tokenizer.encode(prompt, add_special_tokens=False).ids)
+
+
+def _greedy(session: object, ids: list[int], count: int) -> list[int]:
+    """Return `count` greedy tokens; end-of-sequence tokens do not end it."""
+    logits = session.prefill(ids)  # type: ignore[attr-defined]
+    tokens: list[int] = []
+    for _ in range(count):
+        tokens.append(int(logits[0].argmax()))
+        logits = session.decode(tokens[-1])  # type: ignore[attr-defined]
+    return tokens
+
+
+def test_decode_and_prefill_agree_over_many_pages(artifact: Path, text: Path) -> None:
+    """The two ways through the library give the same logits at every position of 200."""
+    engine = Engine(artifact)
+    ids = _encode(artifact, text.read_text(encoding="utf-8")[:4000])[:200]
+    session = engine.session()
+    states = np.concatenate(list(session.hidden(ids)))
+    rows = range(0, len(states), engine.logit_rows)
+    expected = np.concatenate([engine.logits(states[r : r + engine.logit_rows]) for r in rows])
+    session.close()
+    found = np.concatenate([session.decode(token) for token in ids])
+    assert compare(expected, found).passed
+
+
+def test_generating_holds_the_parameters_and_little_more(artifact: Path) -> None:
+    """Resident memory stays within the parameters' bytes + 150 MB."""
+    prompt = ("--prompt", "The history of the printing press begins", "--max-new-tokens", "64")
+    written, peak = run("run", str(artifact), *prompt)
+    assert len(str(written["text"])) > 100
+    assert peak <= (artifact / "parameters.safetensors").stat().st_size + 150 * MB
