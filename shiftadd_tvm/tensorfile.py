@@ -25,6 +25,8 @@ from shiftadd_tvm.errors import BadFileError
 
 ALIGNMENT = 64
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
+MAX_DIMENSIONS = 32  # the limit of NumPy 1
+MAX_QUOTE = 300  # characters of a message
 
 # safetensors dtype -> NumPy dtype of the raw view (bfloat16 has none, its bits are shown)
 DTYPES = {
@@ -56,11 +58,12 @@ def to_float32(raw: Array, dtype: str) -> Array:
 
 def from_float32(values: Array, dtype: str) -> Array:
     """Return float32 `values` as the raw array of safetensors `dtype`, rounded to nearest even."""
-    values = np.ascontiguousarray(values, dtype=np.float32)
+    values = np.asarray(values, dtype=np.float32, order="C")
     if dtype != "BF16":
         return values.astype(DTYPES[dtype])
     bits = values.view(np.uint32).astype(np.uint64)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
 
 class TensorFile:
@@ -86,6 +89,8 @@ class TensorFile:
         self._check_layout()
 
     def _bad(self, what: str) -> BadFileError:
+        # `what` quotes the file: neither its length nor its control characters reach a terminal
+        what = "".join(c if c.isprintable() else "?" for c in what[:MAX_QUOTE])
         return BadFileError(f"{self.path} is not a valid safetensors file: {what}; get it again.")
 
     def _header(self) -> tuple[int, dict[str, object]]:
@@ -113,7 +118,7 @@ class TensorFile:
         if not isinstance(dtype, str) or dtype not in DTYPES:
             known = ", ".join(DTYPES)
             raise self._bad(f"tensor {name} has dtype {dtype!r}, expected one of {known}")
-        if not _is_sizes(shape) or not _is_sizes(span) or len(span) != 2:
+        if not _is_shape(shape) or not _is_sizes(span) or len(span) != 2:
             raise self._bad(f"tensor {name} has shape {shape!r} and offsets {span!r}")
         expected = math.prod(shape) * DTYPES[dtype].itemsize
         if span[1] - span[0] != expected:
@@ -172,6 +177,12 @@ def _is_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 62 for v in value)
 
 
+def _is_shape(value: object) -> TypeGuard[list[int]]:
+    if not _is_sizes(value) or len(value) > MAX_DIMENSIONS:
+        return False
+    return math.prod(size or 1 for size in value) < 1 << 60  # NumPy forms strides of empty ones too
+
+
 @dataclass(frozen=True)
 class Source:
     """A tensor to be written: what the header says of it, and how to get its raw array."""
@@ -216,6 +227,6 @@ def stream_tensors(
     with Path(path).open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for source in sources:
-            array = np.ascontiguousarray(source.read())
+            array = np.asarray(source.read(), order="C")
             assert (array.shape, array.dtype) == (source.shape, DTYPES[source.dtype]), source.name
             stream.write(array.reshape(-1).view(np.uint8).data if array.size else b"")
