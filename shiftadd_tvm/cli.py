@@ -106,7 +106,7 @@ def quantize(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Quantize a checkpoint into a packed model of 1 to 4 bits per weight."""
+    """Quantize a checkpoint into a packed model."""
     from shiftadd_tvm import presentation, workflow
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
@@ -158,7 +158,10 @@ def compile(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Compile a packed model, or a checkpoint that is quantized first, into an artifact."""
+    """Compile a model into an artifact for one target.
+
+    A plain checkpoint is quantized first, into a packed model beside it.
+    """
     from shiftadd_tvm import presentation, workflow
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
@@ -200,7 +203,10 @@ def run(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Continue a text; by default greedily, so that a prompt gives the same text always."""
+    """Continue a text.
+
+    The default is greedy: the same prompt always gives the same text. Only the text goes to stdout.
+    """
     from shiftadd_tvm.runtime.engine import Sampling
     from shiftadd_tvm.runtime.generation import TextModel
 
@@ -209,10 +215,14 @@ def run(
     with leaving("the text ends here"):
         model = TextModel(artifact, threads=threads)
         generation = model.generate(prompt, max_new_tokens, sampling, stop or ())
-        for piece in generation:
-            if not json:
-                print(piece, end="", flush=True)
-    console.result(generation.to_dict(), "\n")
+        try:
+            for piece in generation:
+                if not json:
+                    print(piece, end="", flush=True)
+        finally:
+            if generation.text and not json:
+                print(flush=True)
+    console.result(generation.to_dict(), "")
     console.note(
         f"prefill {generation.prefill_tokens_per_second:.1f} tokens/s, "
         f"decode {generation.decode_tokens_per_second:.1f} tokens/s, "
@@ -230,14 +240,18 @@ def chat(
     temperature: options.Temperature = 0.7,
     top_p: options.TopP = 0.9,
     top_k: options.TopK = 0,
-    repetition_penalty: options.Penalty = 1.1,
+    repetition_penalty: options.Penalty = 1.0,
     seed: options.Seed = 0,
     stop: options.Stop = None,
     threads: options.Threads = None,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Talk with a model: /new forgets, /exit or Ctrl-D leaves, Ctrl-C ends an answer."""
+    """Talk with a model.
+
+    /new forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C ends an answer. The default samples
+    at temperature 0.7; the same seed and the same lines give the same answers.
+    """
     from shiftadd_tvm import conversation
     from shiftadd_tvm.runtime.engine import Sampling
     from shiftadd_tvm.runtime.generation import TextModel
@@ -266,7 +280,10 @@ def evaluate(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure perplexity: of an artifact by its kernels, of weights by transformers in float32."""
+    """Measure perplexity on a text.
+
+    Of an artifact by its own kernels; of a packed model or a checkpoint by transformers, in float32.
+    """
     from shiftadd_tvm import scoring
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
@@ -292,22 +309,19 @@ def verify(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Hash every file, and compare the artifact with the packed model's golden logits."""
-    from shiftadd_tvm import workflow
+    """Check an artifact against its packed model.
+
+    Hashes every file, and compares the logits of the golden prompts. An artifact that passes is
+    marked as verified.
+    """
+    from shiftadd_tvm import presentation, workflow
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
     with leaving("nothing was changed"):
-        try:
-            result = workflow.verify(artifact, golden)
-        except ShiftAddError as error:
-            if json:
-                console.result(workflow.verify_fields(error), "")
-            raise
-    text = (
-        f"{artifact} is whole and right: the largest error of a logit is "
-        f"{result['max_logit_error']:.2g} (allowed {result['tolerance']:.2g}), tokens agree"
-    )
-    console.result(result, text)
+        fields, error = workflow.verify(artifact, golden)
+    console.result(fields, "" if error else presentation.verified(artifact, fields))
+    if error:
+        raise error
 
 
 @app.command()
@@ -317,7 +331,7 @@ def inspect(
     json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Tell what an artifact, a packed model or a checkpoint holds."""
+    """Tell what a file or folder holds."""
     from shiftadd_tvm import inspection, presentation
 
     console = Console(json=json, verbose=verbose)
@@ -327,7 +341,10 @@ def inspect(
 
 @app.command()
 def doctor(json: options.Json = False) -> None:
-    """Check what the verbs need, with remedies; exits with 3 if something required is missing."""
+    """Check this machine, and name the remedies.
+
+    Exits with 0 when everything required is there, else with 3.
+    """
     from shiftadd_tvm import diagnosis, presentation
 
     checks = diagnosis.examine()
@@ -340,7 +357,7 @@ def doctor(json: options.Json = False) -> None:
 
 @app.command()
 def targets(json: options.Json = False) -> None:
-    """List the target presets, and which ones run on this machine."""
+    """List the target presets."""
     from shiftadd_tvm import diagnosis, presentation
 
     presets = diagnosis.presets()

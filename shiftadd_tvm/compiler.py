@@ -66,7 +66,7 @@ def compile_model(
     `UnsupportedError`, `OutputError`.
     """
     started = time.perf_counter()
-    context = _context(model, settings.context)
+    context = check_context(model.decoder.positions, settings.context)
     with staged(output, artifact.MANIFEST, force=force) as folder:
         progress("building the graph")
         found = graph.parameters(model, backend.lanes)
@@ -92,8 +92,8 @@ def compile_model(
     return report
 
 
-def _context(model: PackedModel, wanted: int | None) -> int:
-    positions = model.decoder.positions
+def check_context(positions: int, wanted: int | None) -> int:
+    """Return the context of an artifact whose model has `positions`; `UsageError` if it has fewer."""
     if wanted is None:
         return min(positions, DEFAULT_CONTEXT)
     if not 1 <= wanted <= positions:

@@ -52,13 +52,14 @@ def staged(
     Raises `OutputError` for an existing output, missing permission or a full disk.
     """
     refuse_existing(output, marker, force)
-    staging = output.with_name(output.name + ".partial")
+    target = output.resolve()  # "." and ".." have no name to build upon
+    staging = target.with_name(target.name + ".partial")
     try:
         if staging.exists() and not keep_on_failure:
             shutil.rmtree(staging)
         staging.mkdir(parents=True, exist_ok=True)
         yield staging
-        _publish(staging, output)
+        _publish(staging, target)
     except OSError as error:
         _discard(staging, keep_on_failure)
         raise OutputError(f"{output} cannot be written: {error.strerror or error}.") from error
@@ -75,6 +76,7 @@ def _discard(staging: Path, keep: bool) -> None:
 def _publish(staging: Path, output: Path) -> None:
     replaced = output.with_name(output.name + ".replaced")
     if output.exists():
+        shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed here
         output.rename(replaced)
     staging.rename(output)
     shutil.rmtree(replaced, ignore_errors=True)

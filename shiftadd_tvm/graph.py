@@ -164,8 +164,8 @@ class _DecoderGraph:
             result(self._logits(x, many=False))
 
     def sample(self) -> None:
-        # bounded like the others: sizes that the planner left open would be computed in an order that
-        # differs from run to run
+        # bounded like the others: sizes that the planner left open would be computed in an order
+        # that differs from run to run
         n, context = tirx.Var("n", "int64"), tirx.Var("context", "int64")
         vocabulary = self._decoder.vocabulary
         logits = relax.Var("logits", relax.TensorType((n, vocabulary), "float32"))

@@ -16,6 +16,7 @@ calibration             null, or how the data were chosen
 method                  {"name", ...}: what made the weights
 embedding_bits          16 (the checkpoint's precision) or 8
 modules_to_not_convert  as Hugging Face has it
+source                  the checkpoint's `source_hash`, by which `compile` knows it again (optional)
 """
 
 import json

@@ -172,6 +172,7 @@ class _Run:
             "source": checkpoint.source_hash(),
             "settings": settings.to_dict(),
         }
+        self.source_hash = identity["source"]
         self.finished = FinishedShards(folder, identity, resume)
         self.done = 0
 
@@ -270,6 +271,7 @@ class _Run:
     def finish(self) -> None:
         """Write everything that is not a shard, the golden file last, and drop the state."""
         config = packed_config.write_config(self.layout, self.settings)
+        config["source"] = self.source_hash
         packed_writer.write_config(self.folder, self.checkpoint.config, config)
         packed_writer.write_index(self.folder, self.shards)
         files = self.checkpoint.tokenizer_files()

@@ -8,16 +8,18 @@ Where outputs go when nobody says is decided here too.
 import difflib
 import importlib
 import json
+import math
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftadd_tvm import __version__
-from shiftadd_tvm.errors import OutputError, UsageError
+from shiftadd_tvm.errors import GateError, OutputError, ShiftAddError, UsageError
 
 if TYPE_CHECKING:
+    from shiftadd_tvm.artifact import Artifact
     from shiftadd_tvm.backend import Backend
     from shiftadd_tvm.checkpoint_base import Checkpoint
     from shiftadd_tvm.compiler import CompileReport
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
     from shiftadd_tvm.settings import QuantizeSettings
 
 DEFAULT_BITS = 4
+# Peak memory of `quantize`, measured: Python with torch, and bytes for each weight of the layers
+# that are quantized together, or of the head, whose logits are the golden ones.
+BASE_MEMORY = 600_000_000
+MEMORY_PER_WEIGHT = 24
+MEMORY_PER_HEAD_WEIGHT = 12
 
 QuantizeProgress = Callable[[int, int, str], None]  # weights done, weights in all, what
 Stage = Callable[[str], None]
@@ -100,6 +107,23 @@ def plan_quantize(
     return QuantizePlan(checkpoint, place, settings, fields)
 
 
+def check_memory(plan: QuantizePlan, limit: float | None) -> int:
+    """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB."""
+    families = _module("families")
+    decoder = families.read_config(plan.checkpoint.config)
+    shapes = plan.fields["layers"]
+    sizes = {layer["name"]: math.prod(layer["shape"]) for layer in shapes}
+    largest = max(sum(sizes[name] for name in group) for group in decoder.input_groups())
+    head = decoder.vocabulary * decoder.hidden
+    needed = BASE_MEMORY + max(largest * MEMORY_PER_WEIGHT, head * MEMORY_PER_HEAD_WEIGHT)
+    if limit is not None and needed > limit * 1e9:
+        raise UsageError(
+            f"--max-memory is {limit:g} GB, quantizing this model needs about {needed / 1e9:.1f} GB "
+            "(its largest layer decides); allow more, or use a machine with more memory."
+        )
+    return int(needed)
+
+
 def run_quantize(
     plan: QuantizePlan,
     *,
@@ -136,10 +160,30 @@ def plan_compile(
     target: str | None = None,
     bits: int | None = None,
     config: str | Path | None = None,
+    context: int | None = None,
+    force: bool = False,
 ) -> CompilePlan:
-    """Check `source` and `target`, and return what `compile` would do."""
+    """Check everything that can be checked before the work, and return what `compile` would do."""
     backends = _module("backend")
     backend = backends.load(target) if target else backends.detect()
+    plan = _plan_compile(source, output, backend, bits, config)
+    _module("files").refuse_existing(plan.output, _module("artifact").MANIFEST, force)
+    # Before torch, which tvm_ffi would otherwise take up; and a broken TVM shows before the work.
+    with _module("runtime.library").without_torch():
+        compiler = _module("compiler")
+    if plan.quantize is not None:
+        config = plan.quantize.checkpoint.config
+        compiler.check_context(_module("families").read_config(config).positions, context)
+    return plan
+
+
+def _plan_compile(
+    source: str | Path,
+    output: str | Path | None,
+    backend: "Backend",
+    bits: int | None,
+    config: str | Path | None,
+) -> CompilePlan:
     if _module("packed").is_packed(source):
         if bits is not None or config is not None:
             raise UsageError(
@@ -181,16 +225,10 @@ def run_compile(
     verify: bool = True,
     dump_ir: Path | None = None,
     force: bool = False,
-    quantize_progress: QuantizeProgress | None = None,
     progress: Stage = lambda stage: None,
 ) -> "CompileReport":
-    """Carry out a plan: quantize where it says so, then compile."""
-    _module("files").refuse_existing(plan.output, _module("artifact").MANIFEST, force)
-    # Before torch, which tvm_ffi would otherwise take up; and a broken TVM shows before the work.
-    with _module("runtime.library").without_torch():
-        compiler = _module("compiler")
-    if plan.quantize is not None:
-        run_quantize(plan.quantize, progress=quantize_progress)
+    """Carry out a plan whose packed model exists by now."""
+    compiler = _module("compiler")
     model: PackedModel = _module("packed").open_packed(plan.packed)
     settings = compiler.CompileSettings(context=context, verify=verify, dump_ir=dump_ir)
     report: CompileReport = compiler.compile_model(
@@ -212,7 +250,11 @@ def compile(
     force: bool = False,
 ) -> "CompileReport":
     """Compile a packed model, or a checkpoint that is quantized first, into an artifact."""
-    plan = plan_compile(source, output, target=target, bits=bits, config=config)
+    plan = plan_compile(
+        source, output, target=target, bits=bits, config=config, context=context, force=force
+    )
+    if plan.quantize is not None:
+        run_quantize(plan.quantize)
     return run_compile(plan, context=context, verify=verify, dump_ir=dump_ir, force=force)
 
 
@@ -222,19 +264,45 @@ def load(path: str | Path, *, threads: int | None = None) -> "TextModel":
     return model
 
 
-def mark_verified(path: Path) -> None:
-    """Set "verified" in an artifact's manifest, atomically."""
-    artifact, files = _module("artifact"), _module("files")
-    opened = artifact.Artifact(path)
-    if opened.manifest.get("verified") is True:
-        return
-    temporary = path / (artifact.MANIFEST + ".tmp")
+def verify(
+    path: Path, golden: Path | None = None
+) -> tuple[dict[str, object], ShiftAddError | None]:
+    """Return what is known of an artifact, and the error if it is not whole and right.
+
+    An artifact that passes with its own golden file is marked as verified.
+    """
+    fields: dict[str, object] = {"files_ok": False, "max_logit_error": None, "tokens_equal": None}
     try:
-        temporary.write_bytes(files.canonical_json({**opened.manifest, "verified": True}))
-        temporary.replace(path / artifact.MANIFEST)
+        artifact = _module("artifact").Artifact(path)
+        artifact.check_hashes()
+        fields["files_ok"] = True
+        artifact.check_machine()
+        result = _module("verification").measure(path, golden)
+        fields |= asdict(result)
+        if not result.passed:
+            raise GateError(
+                f"{path} does not reproduce its packed model: the largest error of a logit is "
+                f"{result.max_logit_error:.3g}, expected at most {result.tolerance:.3g}, and tokens "
+                f"{'agree' if result.tokens_equal else 'differ'}; do not use it, compile it again."
+            )
+        if golden is None:
+            _mark_verified(artifact)
+    except ShiftAddError as error:
+        return fields, error
+    return fields, None
+
+
+def _mark_verified(artifact: "Artifact") -> None:
+    """Set "verified" in the manifest, atomically."""
+    if artifact.manifest.get("verified") is True:
+        return
+    manifest = artifact.path / _module("artifact").MANIFEST
+    temporary = manifest.with_suffix(".tmp")
+    try:
+        content = _module("files").canonical_json({**artifact.manifest, "verified": True})
+        temporary.write_bytes(content)
+        temporary.replace(manifest)
     except OSError as error:
-        raise OutputError(
-            f"{path / artifact.MANIFEST} cannot be written: {error.strerror}."
-        ) from error
+        raise OutputError(f"{manifest} cannot be written: {error.strerror}.") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -36,8 +36,8 @@ def make(
         rows, columns = (int(part) for part in scale.split("x"))
         grid = (bits, -(-outputs // rows), -(-inputs // columns))
         scales = BlockScales(rows, columns, random_terms(rng, *grid, terms=2))
-    signs = bcq.random_signs(inputs, 1)
-    return BCQWeight((outputs, inputs), planes, scales, Rotation(rotation, signs) if rotation > 1 else None)
+    turn = Rotation(rotation, bcq.random_signs(inputs, 1)) if rotation > 1 else None
+    return BCQWeight((outputs, inputs), planes, scales, turn)
 
 
 @quick
@@ -80,8 +80,8 @@ def test_unrotate_undoes_rotate(inputs: int, block: int) -> None:
 
 
 def test_rotation_block() -> None:
-    found = [bcq.rotation_block(k, limit) for k, limit in [(576, 256), (100, 256), (7, 64), (1024, 0)]]
-    assert found == [64, 4, 1, 1]
+    sizes = [(576, 256), (100, 256), (7, 64), (1024, 0)]
+    assert [bcq.rotation_block(*size) for size in sizes] == [64, 4, 1, 1]
     assert bcq.rotation_block(4096, 1024) == 1024 and bcq.rotation_block(4096, 255) == 64
 
 

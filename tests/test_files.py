@@ -94,6 +94,22 @@ def test_a_failing_replacement_keeps_the_old_output(tmp_path: Path) -> None:
     assert (tmp_path / "out" / MARKER).read_text() == "old"
 
 
+def test_force_after_a_run_that_was_killed_while_it_replaced(tmp_path: Path) -> None:
+    make(tmp_path / "out", "old")
+    make(tmp_path / "out.replaced", "older")
+    make(tmp_path / "out", "new", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / MARKER).read_text() == "new"
+
+
+def test_force_on_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "out", "old")
+    monkeypatch.chdir(tmp_path / "out")
+    make(Path("."), "new", force=True)
+    assert (tmp_path / "out" / MARKER).read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Path, *args: object, **kwargs: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

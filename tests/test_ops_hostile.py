@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm import te
 
 from shiftadd_tvm import backend, bcq, powers
-from shiftadd_tvm.ops import gemm, hadamard, lut, lut_block, shift
+from shiftadd_tvm.ops import elementwise, gemm, hadamard, lut, lut_block, shift
 
 SMALLEST_NORMAL = 2.0**-126
 HOSTILE = np.array(
@@ -97,7 +98,8 @@ def test_lut_build_of_hostile_values_is_bit_exact(preset: str) -> None:
     x = x.astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
         expected = lut.reference_build(x)
-    np.testing.assert_array_equal(kernels.run_op("lut_build", lut.build, [x], preset=preset), expected)
+    found = kernels.run_op("lut_build", lut.build, [x], preset=preset)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("preset", kernels.PRESETS)
@@ -117,6 +119,15 @@ def test_lut_query_passes_inf_and_nan_to_their_row_only(preset: str) -> None:
     np.testing.assert_array_equal(found[0], -np.inf * signs[:, 7])
     assert np.isnan(found[1]).all()
     np.testing.assert_array_equal(found[2], -(signs @ x[2]))
+
+
+@pytest.mark.skipif(not kernels.PRESETS, reason="no preset runs on this machine")
+def test_vectorizable_exp() -> None:
+    x = np.linspace(-87, 88, 100_001, dtype=np.float32)
+    x = np.concatenate([x, np.array([0, -0.0, -1e30, 1e30, -88, 100], np.float32)])
+    compute = lambda v: te.compute(v.shape, lambda i: elementwise.exp(v[i]), name="y")
+    expected = np.exp(np.clip(x, -87, 88).astype(np.float64))
+    np.testing.assert_allclose(kernels.run_op("exp", compute, [x]), expected, rtol=2e-7)
 
 
 def weight(

@@ -56,7 +56,7 @@ def test_rounding_equals_the_scalar_version(value: float, terms: int) -> None:
 @given(st.floats(2.0**-60, 2.0**60), st.booleans())
 def test_more_terms_never_leave_more(value: float, negative: bool) -> None:
     value = -value if negative else value
-    errors = [abs(powers.decode_terms(powers.round_to_terms(np.array(value), t)) - value) for t in (1, 2, 3)]
+    errors = [abs(powers.round_to_powers(np.array(value), terms) - value) for terms in (1, 2, 3)]
     assert errors[0] >= errors[1] >= errors[2]
     assert errors[0] <= abs(value) * (math.sqrt(2) - 1) * (1 + 1e-6)
 

@@ -140,7 +140,7 @@ def attend(heads: int, kv_heads: int, head_dim: int, sequence: bool):
                 scores = T.alloc_buffer((group, PAGE), "float32", scope="local")
                 total = T.alloc_buffer((group, head_dim), "float32", scope="local")
                 peak = T.alloc_buffer((group,), "float32", scope="local")
-                weight = T.alloc_buffer((group, PAGE), "float32", scope="local")  # by slot of a page
+                weight = T.alloc_buffer((group, PAGE), "float32", scope="local")  # by slot
                 fresh = T.alloc_buffer((2,), "float32", scope="local")
                 i = T.bind(v // kv_heads)
                 h = T.bind(v % kv_heads)

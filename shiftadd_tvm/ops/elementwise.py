@@ -37,8 +37,8 @@ EXP_LOWEST, EXP_HIGHEST = -87.0, 88.0
 
 
 def exp(value):
-    """Return exp(value) as an expression that vectorizes (the C library's does not): float32, relative
-    error below 2e-7 within [-87, 88], values outside are brought to the nearer end."""
+    """Return exp(value), float32, as an expression that vectorizes (the C library's does not):
+    relative error below 2e-7 within [-87, 88], values outside are brought to the nearer end."""
     f32 = lambda number: const(number, "float32")
     x = te.min(te.max(value, f32(EXP_LOWEST)), f32(EXP_HIGHEST))
     whole = te.floor(x * f32(math.log2(math.e)) + f32(0.5))

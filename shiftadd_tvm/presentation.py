@@ -1,0 +1,154 @@
+"""How plans and results read: the texts of the command line, for people."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shiftadd_tvm.console import clock, size
+
+if TYPE_CHECKING:
+    from shiftadd_tvm.compiler import CompileReport
+    from shiftadd_tvm.diagnosis import Check
+    from shiftadd_tvm.quantization import QuantizeReport
+    from shiftadd_tvm.workflow import CompilePlan, QuantizePlan
+
+Fields = dict[str, object]
+
+
+def _path(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _rows(rows: Mapping[str, object]) -> str:
+    width = max(len(name) for name in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
+
+
+def quantize_plan(source: str, plan: "QuantizePlan", memory: int | None = None) -> Fields:
+    """Return the plan's table."""
+    fields, settings = plan.fields, plan.settings
+    rotation = f"Hadamard, up to {settings.max_rotation}" if settings.max_rotation else "none"
+    rows: Fields = {
+        "source": f"{source} ({fields['model_type']})",
+        "output": plan.output,
+        "layers": f"{len(fields['layers'])} linears",
+        "bits": f"{fields['nominal_bits']:g} ({fields['effective_bits']:.2f} effective)",
+        "scales": f"{settings.scale_format}, rotation {rotation}",
+        "size": f"about {size(fields['estimated_bytes'])}",
+    }
+    return rows | ({"memory": f"about {size(memory)}"} if memory else {})
+
+
+def resumable(output: Path) -> str:
+    """Return what an interrupted quantization leaves behind."""
+    return (
+        f"finished layers are kept in {output}.partial, and the same command goes on after them; "
+        f"{output} was not written"
+    )
+
+
+def quantize_summary(plan: "QuantizePlan", report: "QuantizeReport") -> str:
+    """Return the result, and what to do next."""
+    worst = max(report.layers, key=lambda layer: layer.weight_error)
+    rows = {
+        "linears": f"{size(report.linear_bytes)}, {report.effective_bits:.2f} effective bits "
+        f"({report.nominal_bits:g} nominal)",
+        "largest error": f"{worst.weight_error:.3f} of {worst.name}'s squared weights",
+        "time": clock(report.seconds),
+        "memory": size(report.peak_memory_bytes),
+    }
+    command = f"shiftadd-tvm compile {_path(plan.output)}"
+    return f"packed model {plan.output}\n{_rows(rows)}\nnext: {command}"
+
+
+def compile_plan(source: str, plan: "CompilePlan", verify: bool) -> Fields:
+    """Return the plan's table."""
+    backend, first = plan.backend, plan.quantize
+    runs = backend.runs_here()
+    why = "" if runs else ": this machine cannot run the target; run shiftadd-tvm verify there"
+    rows: Fields = {"source": source}
+    if first is not None:
+        kept = quantize_plan(source, first)
+        rows |= {"packed model": f"{plan.packed} (made first)"}
+        rows |= {name: kept[name] for name in ("layers", "bits", "size")}
+    elif plan.reused:
+        rows |= {"packed model": f"{plan.packed} (made earlier from the same source)"}
+    if first is None:
+        stored = [file.stat().st_size for file in plan.packed.glob("model*.safetensors")]
+        rows |= {"size": f"about {size(sum(stored))}"}
+    return rows | {
+        "output": plan.output,
+        "target": backend.name,
+        "verify": "against the packed model" if verify and runs else f"no{why}",
+    }
+
+
+def compile_fields(report: "CompileReport") -> Fields:
+    """Return the report as JSON fields."""
+    return asdict(report)
+
+
+def compile_summary(plan: "CompilePlan", report: "CompileReport") -> str:
+    """Return the result, and what to do next."""
+    counts = ", ".join(f"{count} {kind}" for kind, count in report.kernels.items() if count)
+    rows = {
+        "library": size(report.library_bytes),
+        "parameters": size(report.parameter_bytes),
+        "kernels": counts,
+        "time": clock(report.seconds),
+    }
+    if report.verify is None:
+        rows["verified"] = "no"
+    else:
+        rows["verified"] = f"largest error of a logit {report.verify['max_logit_error']:.2g}"
+    command = f"shiftadd-tvm run {_path(plan.output)} --prompt 'The capital of France is'"
+    return f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {command}"
+
+
+def verified(artifact: Path, fields: Fields) -> str:
+    """Return the sentence of an artifact that passed."""
+    return (
+        f"{artifact} is whole and right: the largest error of a logit is "
+        f"{fields['max_logit_error']:.2g} (at most {fields['tolerance']:.2g}), tokens agree"
+    )
+
+
+def listing(fields: Fields) -> str:
+    """Return fields one a line, sizes for people, lists short."""
+    rows = {}
+    for name, value in fields.items():
+        if name.endswith("_bytes") and isinstance(value, int):
+            value = f"{size(value)} ({value})"
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif isinstance(value, dict):
+            value = ", ".join(f"{key} {entry}" for key, entry in value.items())
+        elif isinstance(value, float):
+            value = f"{value:.4g}"
+        rows[name.replace("_", " ")] = value
+    return _rows(rows)
+
+
+def checks(found: Sequence["Check"]) -> str:
+    """Return the doctor's findings, each bad one with its remedy."""
+    width = max(len(check.name) for check in found)
+    lines = []
+    for check in found:
+        mark = "ok" if check.ok else "--" if check.optional else "NO"
+        lines.append(f"{mark}  {check.name:<{width}}  {check.detail}")
+        if not check.ok:
+            lines.append(f"    {'':<{width}}  {check.remedy}")
+    return "\n".join(lines)
+
+
+def presets(found: Sequence[Mapping[str, object]]) -> str:
+    """Return the target presets, the default marked."""
+    lines = []
+    for preset in found:
+        missing = preset["missing"]
+        assert isinstance(missing, list)
+        here = "default" if preset["default"] else "runs here" if preset["runs_here"] else ""
+        lines.append(f"{preset['name']:<14} {here or 'lacks ' + ', '.join(missing)}")
+    return "\n".join(lines)

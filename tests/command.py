@@ -1,0 +1,78 @@
+"""Run the command line in a child process, and interrupt it at a chosen moment."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+COMMAND = [sys.executable, "-m", "shiftadd_tvm"]
+
+
+def call(
+    *arguments: object, cwd: Path | None = None, stdin: str = "", file_limit: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Return the finished command; `file_limit` ends every file at so many bytes, as a full disk."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))  # type: ignore[arg-type]
+
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        preexec_fn=limit if file_limit else None,
+    )
+
+
+def result(*arguments: object, cwd: Path | None = None) -> dict[str, Any]:
+    """Return the JSON object that a command prints last."""
+    child = call(*arguments, "--json", cwd=cwd)
+    assert child.returncode == 0, child.stderr
+    found = json.loads(child.stdout.splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+def fails(child: subprocess.CompletedProcess[str], code: int, *words: str) -> str:
+    """Check that a command ended with `code` and one sentence that has all `words`; return it."""
+    assert child.returncode == code, (child.returncode, child.stderr)
+    assert "Traceback" not in child.stderr
+    lines = [line for line in child.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and child.stderr.splitlines()[-1] == lines[0], child.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+    return lines[0]
+
+
+def interrupt(
+    arguments: Sequence[object], when: str, number: int = signal.SIGINT, cwd: Path | None = None
+) -> tuple[int, str]:
+    """Start a command, send it a signal once its output holds `when`; return code and output."""
+    child = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        cwd=cwd,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    output = b""
+    while when.encode() not in output:
+        piece = os.read(child.stdout.fileno(), 65536)
+        assert piece, f"ended before {when!r}: {output.decode()}"
+        output += piece
+    time.sleep(0.05)
+    os.killpg(child.pid, number)  # as a terminal does: the command and its children
+    rest, _ = child.communicate(timeout=60)
+    return child.returncode, (output + rest).decode("utf-8", "replace")

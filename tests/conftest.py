@@ -1,0 +1,72 @@
+"""One tiny model for every test that needs one: its checkpoint, packed model and artifact.
+
+They are made once a session by the command line itself, whatever the number of pytest's workers, and
+nobody may change them.
+"""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import save_tiny
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+# the command in this interpreter, which says afterwards what it imported
+PROBE = (
+    "import json, sys; from shiftadd_tvm.cli import run_command; status = run_command(sys.argv[1:]); "
+    "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules}))); sys.exit(status)"
+)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Paths of the tiny model, and what the verbs that made them printed."""
+
+    root: Path
+
+    source = property(lambda self: self.root / "source")
+    packed = property(lambda self: self.root / "packed")
+    artifact = property(lambda self: self.root / "artifact")
+
+    def report(self, verb: str) -> dict[str, Any]:
+        return json.loads((self.root / f"{verb}.json").read_text().splitlines()[0])
+
+    def imported(self, verb: str) -> set[str]:
+        return set(json.loads((self.root / f"{verb}.json").read_text().splitlines()[1]))
+
+
+def _call(root: Path, verb: str, *arguments: str) -> None:
+    command = [sys.executable, "-c", PROBE, verb, *arguments, "--json"]
+    child = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    (root / f"{verb}.json").write_text(child.stdout)
+
+
+def _build(root: Path) -> None:
+    root.mkdir()
+    save_tiny(root / "source")
+    (root / "source" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    _call(root, "quantize", "source", "--bits", "3", "-o", "packed")
+    _call(root, "compile", "packed", "-o", "artifact")
+    (root / "done").touch()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has its own folder below the session's
+        base = base.parent
+    with (base / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / "tiny" / "done").exists():
+            _build(base / "tiny")
+    return Tiny(base / "tiny")

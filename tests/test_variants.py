@@ -1,0 +1,192 @@
+"""Every configuration of the LLaMA family that the issue names, compiled and passed by the gate.
+
+The gate compares with transformers' own forward pass of the dequantized model, so a variant that is
+built wrongly cannot pass: `compile_model` raises.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import save_tiny
+
+from shiftadd_tvm import backend
+from shiftadd_tvm.artifact import Artifact
+from shiftadd_tvm.compiler import CompileSettings, compile_model
+from shiftadd_tvm.packed import GOLDEN, open_packed
+from shiftadd_tvm.quantization import quantize
+from shiftadd_tvm.runtime.engine import Engine, Sampling, decode
+from shiftadd_tvm.settings import QuantizeSettings
+from shiftadd_tvm.tensorfile import TensorFile, write_tensors
+from shiftadd_tvm.verification import compare, verify_here
+from shiftadd_tvm.errors import GateError, UsageError
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+VARIANTS = {
+    "untied-bias-llama3": (
+        {
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_scaling": LLAMA3,
+            "rope_theta": 500000.0,
+        },
+        {"bits": 3},
+        "F32",
+    ),
+    "multi-head-bf16-one-bit": (
+        {"num_key_value_heads": 4, "head_dim": 10, "hidden_size": 40, "intermediate_size": 72},
+        {"bits": 1},
+        "BF16",
+    ),
+    "one-kv-head-8-bit-embeddings": (
+        {"num_key_value_heads": 1, "head_dim": 32, "num_hidden_layers": 1},
+        {"bits": 4, "embedding_bits": 8},
+        "F32",
+    ),
+    "linear-rope-f16-mixed-bits": (
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "num_hidden_layers": 1},
+        {"bits": 2, "bits_per_module": {"self_attn.v_proj": 4, "mlp.down_proj": 3}},
+        "F16",
+    ),
+    "no-rotation-odd-sizes": (
+        {"hidden_size": 52, "intermediate_size": 37, "head_dim": 6, "num_hidden_layers": 1},
+        {"bits": 2, "max_rotation": 0},
+        "F32",
+    ),
+    "row-group": (
+        {"num_hidden_layers": 1},
+        {"bits": 2, "scale_format": "row-group", "columns": 32},
+        "F32",
+    ),
+    "column-wise": ({"num_hidden_layers": 1}, {"bits": 2, "scale_format": "column-wise"}, "F32"),
+    "block-wise": (
+        {"num_hidden_layers": 1},
+        {"bits": 2, "scale_format": "block-wise", "max_rotation": 0},
+        "F32",
+    ),
+}
+
+
+def build(folder: Path, overrides: dict, chosen: dict, dtype: str) -> Path:
+    """Quantize and compile a tiny model; the gate has passed."""
+    source = save_tiny(folder / "source", dtype=dtype, **overrides)
+    quantize(source, folder / "packed", QuantizeSettings(**chosen))
+    report = compile_model(
+        open_packed(folder / "packed"),
+        folder / "artifact",
+        backend.detect(),
+        CompileSettings(),
+        version="test",
+    )
+    assert report.verify is not None
+    assert report.verify["tokens_compared"] > 0
+    return folder / "artifact"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variant_passes_the_gate(name: str, tmp_path: Path) -> None:
+    """Quantize, compile, verify, generate."""
+    artifact = build(tmp_path, *VARIANTS[name])
+    session = Engine(artifact).session()
+    assert len(list(session.generate([5, 6, 7], 4, Sampling(temperature=1.0, seed=1)))) <= 4
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain tiny artifact with a context longer than a prefill chunk."""
+    folder = tmp_path_factory.mktemp("plain")
+    return build(folder, {"max_position_embeddings": 700}, {"bits": 3}, "F32")
+
+
+def test_prefill_in_chunks_equals_decode(plain: Path) -> None:
+    """A prompt longer than a chunk gives the logits that decoding it token by token gives."""
+    engine = Engine(plain)
+    ids = np.random.default_rng(0).integers(3, 250, engine.chunk + 50).tolist()
+    session = engine.session()
+    chunked = session.prefill(ids)
+    session.close()
+    for token in ids:
+        logits = session.decode(token)
+    assert compare(logits, chunked).passed
+
+
+def test_several_sequences_do_not_disturb_each_other(plain: Path) -> None:
+    """Sequences of different lengths decoded together give what each gives alone."""
+    engine = Engine(plain, sequences=4)
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(3, 250, length).tolist() for length in (1, 16, 17, 40)]
+    alone = []
+    for prompt in prompts:
+        session = engine.session()
+        session.prefill(prompt)
+        alone.append(session.decode(9))
+        session.close()
+    sessions = [engine.session() for _ in prompts]
+    for session, prompt in zip(sessions, prompts, strict=True):
+        session.prefill(prompt)
+    assert compare(np.concatenate(alone), decode(sessions, [9] * 4)).passed
+    pair = [sessions[0], sessions[3]]
+    again = decode(pair, [11, 12])
+    for session, prompt, logits, token in zip(pair, (prompts[0], prompts[3]), again, (11, 12), strict=True):
+        session.close()
+        session.prefill([*prompt, 9])
+        assert compare(session.decode(token), logits[None]).passed
+
+
+def test_sessions_say_what_they_cannot_do(plain: Path) -> None:
+    """Too long, outside the vocabulary, empty: one sentence each."""
+    session = Engine(plain).session()
+    with pytest.raises(UsageError, match="context"):
+        session.prefill([5] * 701)
+    with pytest.raises(UsageError, match="vocabulary"):
+        session.prefill([259])
+    with pytest.raises(UsageError, match="empty"):
+        session.prefill([])
+    assert list(session.generate([5] * 699, 10)) != []  # ends with the context
+    assert len(session.tokens) <= 700
+
+
+def test_compiling_twice_gives_the_same_bytes(plain: Path, tmp_path: Path) -> None:
+    """Wherever it is written."""
+    model, elsewhere = open_packed(plain.with_name("packed")), tmp_path / "deep" / "er" / "app"
+    elsewhere.parent.mkdir(parents=True)
+    compile_model(model, elsewhere, backend.detect(), CompileSettings(), version="test")
+    assert sorted(p.name for p in plain.iterdir()) == sorted(p.name for p in elsewhere.iterdir())
+    for path in plain.iterdir():
+        assert path.read_bytes() == (elsewhere / path.name).read_bytes(), path.name
+
+
+def test_wrong_numbers_are_not_published(plain: Path, tmp_path: Path) -> None:
+    """A packed model whose golden logits are another model's gives no artifact, and nothing is left."""
+    packed = tmp_path / "packed"
+    shutil.copytree(plain.with_name("packed"), packed)
+    golden = TensorFile(packed / GOLDEN)
+    wrong = np.array(golden.raw("logits"))
+    wrong[0, 0, 0] += 0.5
+    ids = np.array(golden.raw("ids"))
+    write_tensors(packed / GOLDEN, [("ids", "I32", ids), ("logits", "F32", wrong)])
+    with pytest.raises(GateError, match="error in a logit"):
+        compile_model(
+            open_packed(packed), tmp_path / "app", backend.detect(), CompileSettings(), version="t"
+        )
+    assert [p.name for p in tmp_path.iterdir()] == ["packed"]
+
+
+def test_every_preset_of_this_machine_reproduces_the_model(plain: Path, tmp_path: Path) -> None:
+    """The other presets that run here pass the gate too; one that does not run stays unverified."""
+    model = open_packed(plain.with_name("packed"))
+    for preset in backend.presets().values():
+        output = tmp_path / preset.name
+        report = compile_model(model, output, preset, CompileSettings(), version="test")
+        assert (report.verify is not None) == preset.runs_here()
+        assert Artifact(output).manifest["verified"] is preset.runs_here()
+        if preset.runs_here():
+            assert verify_here(output).passed
