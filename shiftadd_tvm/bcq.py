@@ -142,14 +142,17 @@ def hadamard(values: Array, block: int) -> Array:
     """Return the orthonormal Walsh-Hadamard transform (Sylvester order) of each run of `block`
     entries along the last axis; float in, same dtype out; block is a power of 4, so that the
     factor 1 / sqrt(block) is a power of two and everything else adds."""
-    shape = values.shape
+    result = np.array(values, order="C")
     step = 1
     while step < block:
-        pairs = values.reshape(*shape[:-1], -1, 2, step)
-        left, right = pairs[..., 0, :], pairs[..., 1, :]
-        values = np.stack([left + right, left - right], axis=-2).reshape(shape)
+        pairs = result.reshape(-1, 2, step)
+        left, right = pairs[:, 0], pairs[:, 1]
+        difference = left - right
+        left += right
+        right[...] = difference
         step *= 2
-    return values * values.dtype.type(1 / np.sqrt(block))
+    result *= result.dtype.type(1 / np.sqrt(block))
+    return result
 
 
 def rotate(values: Array, rotation: Rotation) -> Array:

@@ -20,7 +20,7 @@ SOURCE_FOLDERS = ("shiftadd_tvm", "schedules", "tuning_logs", "examples")
 # What `--help` must not wait for.
 HEAVY = ("torch", "transformers", "tvm", "tvm_ffi", "onnx", "xgboost", "scipy", "gguf")
 # Modules that belong to no room, since they lead from one to the next without importing at once.
-ROOMLESS = {"__init__", "__main__", "cli"}
+ROOMLESS = {"__init__", "__main__", "cli", "workflow"}
 
 # Written so that this file does not contain what it forbids.
 FORBIDDEN = re.compile(
