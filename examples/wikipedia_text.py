@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DUMP_MEMBER = (
-    "gensim/test/test_data/"
-    "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+    "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 )
 MIN_LINE = 150  # characters; shorter lines are headings, captions and list items
 MIN_PARAGRAPHS = 5
@@ -29,9 +28,7 @@ MARKUP = (
     (re.compile(r"\{\{[^{}]*\}\}"), "", 6),  # templates
     (re.compile(r"\{\|(?:(?!\{\|).)*?\|\}", re.S), "", 3),  # tables
     (
-        re.compile(
-            r"\[\[(?:File|Image|Category|[a-z\-]{2,12}):(?:[^\[\]]|\[\[[^\[\]]*\]\])*\]\]"
-        ),
+        re.compile(r"\[\[(?:File|Image|Category|[a-z\-]{2,12}):(?:[^\[\]]|\[\[[^\[\]]*\]\])*\]\]"),
         "",
         3,
     ),

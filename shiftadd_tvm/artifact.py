@@ -117,7 +117,16 @@ class Artifact:
     def _tensor(self, entry: object) -> TensorSpec:
         fields = entry if isinstance(entry, dict) else {}
         name, dtype, shape = fields.get("name"), fields.get("dtype"), fields.get("shape")
-        known = dtype in ("float32", "float16", "uint16", "uint32", "uint8", "int8", "int32", "int64")
+        known = dtype in (
+            "float32",
+            "float16",
+            "uint16",
+            "uint32",
+            "uint8",
+            "int8",
+            "int32",
+            "int64",
+        )
         sized = isinstance(shape, list) and all(type(s) is int and 0 <= s < 1 << 40 for s in shape)
         if not isinstance(name, str) or not known or not sized:
             raise self._bad(f"parameter {name!r} has dtype {dtype!r} and shape {shape!r}")
@@ -205,7 +214,9 @@ def read_golden(path: Path) -> tuple[Array, Array]:
         if name not in stored or stored.dtype(name) != dtype:
             raise BadFileError(f"{path} holds no {dtype} tensor {name!r}; expected a golden file.")
     if stored.shape("logits")[:2] != stored.shape("ids") or len(stored.shape("ids")) != 2:
-        raise BadFileError(f"{path} has ids and logits of different shapes; expected a golden file.")
+        raise BadFileError(
+            f"{path} has ids and logits of different shapes; expected a golden file."
+        )
     return stored.raw("ids"), stored.raw("logits")
 
 

@@ -212,6 +212,7 @@ def run(
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    console.log("run", f"loading {artifact}")
     with leaving("the text ends here"):
         model = TextModel(artifact, threads=threads)
         generation = model.generate(prompt, max_new_tokens, sampling, stop or ())
@@ -258,6 +259,7 @@ def chat(
 
     console = Console(quiet=quiet, verbose=verbose)
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    console.log("chat", f"loading {artifact}")
     with leaving("the conversation ends here"):
         model = TextModel(artifact, threads=threads)
         talk = model.chat(system)
@@ -317,6 +319,7 @@ def verify(
     from shiftadd_tvm import presentation, workflow
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
+    console.log("verify", f"hashing {artifact} and running its golden prompts")
     with leaving("nothing was changed"):
         fields, error = workflow.verify(artifact, golden)
     console.result(fields, "" if error else presentation.verified(artifact, fields))
@@ -340,16 +343,18 @@ def inspect(
 
 
 @app.command()
-def doctor(json: options.Json = False) -> None:
+def doctor(json: options.Json = False, verbose: options.Verbose = False) -> None:
     """Check this machine, and name the remedies.
 
     Exits with 0 when everything required is there, else with 3.
     """
     from shiftadd_tvm import diagnosis, presentation
 
+    console = Console(json=json, verbose=verbose)
+    console.log("doctor", "importing every library in a process of its own")
     checks = diagnosis.examine()
     fields = {"checks": [check.to_dict() for check in checks]}
-    Console(json=json).result(fields, presentation.checks(checks))
+    console.result(fields, presentation.checks(checks))
     bad = [check.name for check in checks if not check.ok and not check.optional]
     if bad:
         raise UnsupportedError(f"This machine lacks {', '.join(bad)}; the remedies are above.")

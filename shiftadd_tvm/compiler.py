@@ -97,7 +97,9 @@ def check_context(positions: int, wanted: int | None) -> int:
     if wanted is None:
         return min(positions, DEFAULT_CONTEXT)
     if not 1 <= wanted <= positions:
-        raise UsageError(f"--context is {wanted}, expected 1 to {positions}, the model's positions.")
+        raise UsageError(
+            f"--context is {wanted}, expected 1 to {positions}, the model's positions."
+        )
     return wanted
 
 
@@ -151,7 +153,9 @@ def _files(folder: Path) -> dict[str, object]:
 
 def _signatures(module: IRModule) -> dict[str, object]:
     """Return the named input and output tensors of every exported function."""
-    functions = {v.name_hint: f for v, f in module.functions_items() if isinstance(f, relax.Function)}
+    functions = {
+        v.name_hint: f for v, f in module.functions_items() if isinstance(f, relax.Function)
+    }
     return {
         name: {
             "inputs": [_tensor(p.name, p.ty) for p in function.params if _is_tensor(p.ty)],
@@ -208,9 +212,7 @@ def _manifest(
         "packed_order": backend.order,
         "activations": ACTIVATIONS,
         "functions": signatures,
-        "parameters": [
-            {"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found
-        ],
+        "parameters": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found],
         "limits": {
             "context": context,
             "page": PAGE,

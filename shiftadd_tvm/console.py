@@ -34,6 +34,10 @@ class Console:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def log(self, verb: str, text: str) -> None:
+        """Print a line where everything is logged."""
+        logging.getLogger("shiftadd_tvm").info("%s: %s", verb, text)
+
     def table(self, title: str, rows: Mapping[str, object]) -> None:
         """Print a small table of names and values."""
         width = max(len(name) for name in rows)
@@ -124,7 +128,7 @@ class _Handler(logging.Handler):
     """Writes to the stderr of the moment, which a live bar replaces."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
 def finite(value: object) -> object:

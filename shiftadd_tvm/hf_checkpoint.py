@@ -90,7 +90,7 @@ def read_config(path: Path) -> dict[str, object]:
         raise BadFileError(
             f"{path} does not exist; put the model's config.json there, or name it by --config."
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadFileError(f"{path} is not JSON ({error}); get it again.") from None
     except OSError as error:
         raise BadFileError(f"{path} cannot be read: {error.strerror or error}.") from None
@@ -160,7 +160,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     """Return tensor name -> shard file name of an index file."""
     try:
         fields = json.loads(index.read_bytes())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadFileError(f"{index} cannot be read as JSON ({error}); get it again.") from None
     weight_map = fields.get("weight_map") if isinstance(fields, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:

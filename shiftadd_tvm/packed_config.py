@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict[str, object]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadFileError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadFileError(f"{path} is not JSON ({error}); get it again.") from None
     if not isinstance(value, dict):
         raise BadFileError(f"{path} holds a JSON {type(value).__name__}, expected an object.")

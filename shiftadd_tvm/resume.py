@@ -53,6 +53,6 @@ class FinishedShards:
     def _read(self) -> dict[str, object]:
         try:
             state = json.loads((self._folder / STATE).read_text(encoding="utf-8"))
-        except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):
             return {}
         return state if isinstance(state, dict) else {}

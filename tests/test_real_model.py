@@ -154,5 +154,5 @@ def test_generating_holds_the_parameters_and_little_more(artifact: Path) -> None
     """Resident memory stays within the parameters' bytes + 150 MB."""
     prompt = ("--prompt", "The history of the printing press begins", "--max-new-tokens", "64")
     written, peak = run("run", str(artifact), *prompt)
-    assert len(str(written["text"])) > 100
+    assert written["tokens"] == 64
     assert peak <= (artifact / "parameters.safetensors").stat().st_size + 150 * MB

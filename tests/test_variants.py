@@ -14,13 +14,13 @@ from models import save_tiny
 from shiftadd_tvm import backend
 from shiftadd_tvm.artifact import Artifact
 from shiftadd_tvm.compiler import CompileSettings, compile_model
+from shiftadd_tvm.errors import GateError, UsageError
 from shiftadd_tvm.packed import GOLDEN, open_packed
 from shiftadd_tvm.quantization import quantize
 from shiftadd_tvm.runtime.engine import Engine, Sampling, decode
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.tensorfile import TensorFile, write_tensors
 from shiftadd_tvm.verification import compare, verify_here
-from shiftadd_tvm.errors import GateError, UsageError
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -135,7 +135,8 @@ def test_several_sequences_do_not_disturb_each_other(plain: Path) -> None:
     assert compare(np.concatenate(alone), decode(sessions, [9] * 4)).passed
     pair = [sessions[0], sessions[3]]
     again = decode(pair, [11, 12])
-    for session, prompt, logits, token in zip(pair, (prompts[0], prompts[3]), again, (11, 12), strict=True):
+    held = (prompts[0], prompts[3])
+    for session, prompt, logits, token in zip(pair, held, again, (11, 12), strict=True):
         session.close()
         session.prefill([*prompt, 9])
         assert compare(session.decode(token), logits[None]).passed
@@ -165,7 +166,7 @@ def test_compiling_twice_gives_the_same_bytes(plain: Path, tmp_path: Path) -> No
 
 
 def test_wrong_numbers_are_not_published(plain: Path, tmp_path: Path) -> None:
-    """A packed model whose golden logits are another model's gives no artifact, and nothing is left."""
+    """Golden logits of another model: no artifact, and nothing is left."""
     packed = tmp_path / "packed"
     shutil.copytree(plain.with_name("packed"), packed)
     golden = TensorFile(packed / GOLDEN)

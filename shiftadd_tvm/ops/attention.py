@@ -77,14 +77,9 @@ def append(kv_heads: int, head_dim: int, sequence: bool):
     return append
 
 
-def attend(heads: int, kv_heads: int, head_dim: int, sequence: bool):
-    """Return the TIR function (queries (n, heads D), keys, values, table, length, layer, out).
-
-    One pass over the pages with a running maximum (online softmax); the query heads of a key/value
-    head go together, so each page is read once for them.
-    """
-    one, group, scale = (1 if sequence else 0), heads // kv_heads, 1.0 / math.sqrt(head_dim)
-    layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
+def _steps(group: int, head_dim: int):
+    """Return what `attend` does with one page: score its keys, soften the scores, gather its values."""
+    scale = 1.0 / math.sqrt(head_dim)
 
     @T.inline
     def score(scores, queries, keys, i, layer, page, h):
@@ -120,6 +115,19 @@ def attend(heads: int, kv_heads: int, head_dim: int, sequence: bool):
         for j in T.serial(PAGE):
             for d in T.vectorized(head_dim):
                 total[g, d] = total[g, d] + scores[g, j] * values[layer, page, h, j, d]
+
+    return score, soften, gather
+
+
+def attend(heads: int, kv_heads: int, head_dim: int, sequence: bool):
+    """Return the TIR function (queries (n, heads D), keys, values, table, length, layer, out).
+
+    One pass over the pages with a running maximum (online softmax); the query heads of a key/value
+    head go together, so each page is read once for them.
+    """
+    one, group = (1 if sequence else 0), heads // kv_heads
+    score, soften, gather = _steps(group, head_dim)
+    layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
 
     @T.prim_func(s_tir=True, private=True)
     def attend(
