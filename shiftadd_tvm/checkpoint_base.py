@@ -1,7 +1,7 @@
 """What every kind of source checkpoint offers: tensors by their Hugging Face names, one at a time.
 
 The kinds are `hf_checkpoint.py` (safetensors) and `gguf_checkpoint.py`; `checkpoint.py` chooses.
-Checked here, for all of them: that a tensor exists, and that its values are finite.
+Checked here, for all of them: that a tensor exists and holds floats, and that its values are finite.
 """
 
 import abc
@@ -13,6 +13,7 @@ import numpy as np
 
 from shiftadd_tvm.errors import BadFileError
 
+FLOATS = ("F16", "BF16", "F32", "F64")  # what weights may be
 SAMPLES = 64  # pieces of a file that the source hash looks at
 SAMPLE_BYTES = 4096
 
@@ -88,6 +89,11 @@ class Checkpoint(abc.ABC):
             raise BadFileError(
                 f"{self.path} holds no tensor {name}, which a model of its configuration needs; "
                 "get the whole checkpoint again, or mend its config.json."
+            )
+        if self._dtype(name) not in FLOATS:
+            raise BadFileError(
+                f"{self.path}: tensor {name} has dtype {self._dtype(name)}, expected "
+                f"{', '.join(FLOATS)}; get the checkpoint with float weights."
             )
 
     def _finite(self, name: str, values: np.ndarray) -> np.ndarray:

@@ -4,20 +4,19 @@ A `ShiftAddError` becomes one line on stderr and its exit code; Ctrl-C and SIGTE
 130. Anything else that escapes is a bug: it keeps its traceback and exits with 1.
 """
 
+import atexit
 import contextlib
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from shiftadd_tvm import __version__, options
+from shiftadd_tvm import __version__, interruption, options
 from shiftadd_tvm.console import Console
 from shiftadd_tvm.errors import ShiftAddError, UnsupportedError, UsageError
+from shiftadd_tvm.interruption import Interrupted, leaving
 
 PROGRAM = "shiftadd-tvm"
 INTERRUPTED = 130
@@ -34,38 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, with what is left behind."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: like Ctrl-C, but a chat ends too."""
-
-
-class _Signals:
-    """Remembers that a signal came: a library may have turned the exception into its own."""
-
-    received = False
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    _Signals.received = True
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def leaving(note: str) -> Iterator[None]:
-    """Say what an interruption of the body leaves behind."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(note) from None
-    except Exception:
-        if _Signals.received:
-            raise Interrupted(note) from None
-        raise
 
 
 @app.callback(invoke_without_command=True)
@@ -263,7 +230,7 @@ def chat(
     with leaving("the conversation ends here"):
         model = TextModel(artifact, threads=threads)
         talk = model.chat(system)
-        conversation.hold(talk, console, max_new_tokens, sampling, stop or (), Terminated)
+        conversation.hold(talk, console, max_new_tokens, sampling, stop or ())
 
 
 @app.command("eval")
@@ -286,7 +253,7 @@ def evaluate(
 
     Of an artifact by its own kernels; of a packed model or a checkpoint by transformers, in float32.
     """
-    from shiftadd_tvm import scoring
+    from shiftadd_tvm import presentation, scoring
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
     request = scoring.Request(text, window, max_windows, threads, config)
@@ -294,11 +261,7 @@ def evaluate(
         fields = scoring.score(
             path, request, lambda done, total: progress(done, total, f"window {done} of {total}")
         )
-    console.result(
-        fields,
-        "perplexity {perplexity:.4f}, {tokens} tokens, {effective_bits:.2f} effective bits, "
-        "{seconds:.1f} s".format(**fields),
-    )
+    console.result(fields, presentation.scored(fields))
 
 
 @app.command()
@@ -338,7 +301,8 @@ def inspect(
     from shiftadd_tvm import inspection, presentation
 
     console = Console(json=json, verbose=verbose)
-    fields = inspection.inspect(path, config)
+    with leaving("nothing was changed"):
+        fields = inspection.inspect(path, config)
     console.result(fields, presentation.listing(fields))
 
 
@@ -352,7 +316,8 @@ def doctor(json: options.Json = False, verbose: options.Verbose = False) -> None
 
     console = Console(json=json, verbose=verbose)
     console.log("doctor", "importing every library in a process of its own")
-    checks = diagnosis.examine()
+    with leaving("nothing was checked"):
+        checks = diagnosis.examine()
     fields = {"checks": [check.to_dict() for check in checks]}
     console.result(fields, presentation.checks(checks))
     bad = [check.name for check in checks if not check.ok and not check.optional]
@@ -369,39 +334,39 @@ def targets(json: options.Json = False) -> None:
     Console(json=json).result({"presets": presets}, presentation.presets(presets))
 
 
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):
-        print(" ".join(text.splitlines()), file=sys.stderr, flush=True)
-
-
 def run_command(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    _Signals.received = False
+    message, status = "", INTERRUPTED
     try:
-        status = app(arguments, prog_name=PROGRAM, standalone_mode=False)
+        status = int(app(arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
         sys.stdout.flush()
-        return status if isinstance(status, int) else 0
+        message = "interrupted." if status == INTERRUPTED else ""
     except ShiftAddError as error:
-        _say(f"error: {error}")
-        return error.exit_code
+        message, status = f"error: {error}", error.exit_code
     except Interrupted as error:
-        _say(f"interrupted: {error}.")
-    except (KeyboardInterrupt, typer.Abort):
-        _say("interrupted.")
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        message = f"interrupted: {error}."
+    except (KeyboardInterrupt, typer.Abort, BrokenPipeError):
+        message = "interrupted."
     except CLICK_ERROR as error:
-        _say(f"error: {error.format_message()} ({PROGRAM} --help tells more)")
-        return UsageError.exit_code
-    return INTERRUPTED
+        message = f"error: {error.format_message()} ({PROGRAM} --help tells more)"
+        status = UsageError.exit_code
+    # only now: what the exception held alive may have had a last word too
+    if message:
+        with contextlib.suppress(OSError):
+            print(" ".join(message.splitlines()), file=sys.stderr, flush=True)
+    return status
 
 
 def main() -> None:
     """Run the command line."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
+    interruption.watch()
     # libraries' own progress and notices would break into ours
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(run_command())
+    status = run_command()
+    if status == INTERRUPTED:
+        # At once: Python could turn the exit code into a signal, or fail to flush a closed pipe.
+        atexit._run_exitfuncs()
+        os._exit(status)
+    sys.exit(status)

@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import math
+import os
 import re
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from shiftadd_tvm.packed import GOLDEN, PackedModel
 from shiftadd_tvm.tensorfile import ALIGNMENT, Source, stream_tensors
 
 DEFAULT_CONTEXT = 2048
+LINK_ROOM = 64 << 20  # bytes of disk to have free for object files and model.so
 ACTIVATIONS = {"lut_query": "float32"}  # the format that each look-up operator reads
 
 Progress = Callable[[str], None]
@@ -103,6 +106,12 @@ def check_context(positions: int, wanted: int | None) -> int:
     return wanted
 
 
+def _reserve(folder: Path) -> None:
+    """Raise `OSError` unless `folder` has room: LLVM ends the process when it cannot write."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        os.posix_fallocate(probe.fileno(), 0, LINK_ROOM)
+
+
 def _link(executable: relax.VMExecutable, path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
     if compiler is None:
@@ -110,6 +119,8 @@ def _link(executable: relax.VMExecutable, path: Path) -> None:
             "No C++ compiler was found to link model.so: expected g++, c++ or clang++ on the PATH; "
             "install one (Debian: apt-get install g++)."
         )
+    for folder in (path.parent, Path(tempfile.gettempdir())):
+        _reserve(folder)
     try:
         # no build id and no symbol table: both would record how the bytes were made
         executable.export_library(

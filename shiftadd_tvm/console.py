@@ -102,10 +102,12 @@ def _bar(title: str) -> Iterator[Progress]:
     from rich.console import Console as RichConsole
     from rich.progress import (
         BarColumn,
-        Progress as RichProgress,
         TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
+    )
+    from rich.progress import (
+        Progress as RichProgress,
     )
 
     columns = (

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from shiftadd_tvm import interruption
 from shiftadd_tvm.console import Console
 from shiftadd_tvm.errors import UsageError
 
@@ -23,9 +24,8 @@ def hold(
     max_new_tokens: int,
     sampling: "Sampling",
     stop: Sequence[str],
-    terminated: type[BaseException],
 ) -> None:
-    """Talk until /exit or the end of the input; `terminated` is the interrupt that ends a chat."""
+    """Talk until /exit, the end of the input, or SIGTERM."""
     interactive = sys.stdin.isatty()
     if interactive:
         console.note(HELP)
@@ -39,8 +39,9 @@ def hold(
                 print()
             return
         except KeyboardInterrupt as error:
-            if isinstance(error, terminated) or not interactive:
+            if isinstance(error, interruption.Terminated) or not interactive:
                 raise
+            interruption.forget()
             console.note(f"\n{HELP}")
             continue
         if line == "/exit":
@@ -51,7 +52,7 @@ def hold(
         elif line.startswith("/"):
             console.note(f"{line} is no command: {HELP}")
         elif line:
-            _answer(chat, console, line, max_new_tokens, sampling, stop, terminated)
+            _answer(chat, console, line, max_new_tokens, sampling, stop)
 
 
 def _answer(
@@ -61,7 +62,6 @@ def _answer(
     max_new_tokens: int,
     sampling: "Sampling",
     stop: Sequence[str],
-    terminated: type[BaseException],
 ) -> None:
     try:
         generation = chat.reply(line, max_new_tokens, sampling, stop)
@@ -72,8 +72,9 @@ def _answer(
         for piece in generation:
             print(piece, end="", flush=True)
     except KeyboardInterrupt as error:
-        if isinstance(error, terminated) or not sys.stdin.isatty():
+        if isinstance(error, interruption.Terminated) or not sys.stdin.isatty():
             raise
+        interruption.forget()
     print(flush=True)
     chat.keep(generation)
     if generation.finish_reason == "context":

@@ -75,8 +75,13 @@ def _discard(staging: Path, keep: bool) -> None:
 
 def _publish(staging: Path, output: Path) -> None:
     replaced = output.with_name(output.name + ".replaced")
-    if output.exists():
-        shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed here
-        output.rename(replaced)
-    staging.rename(output)
+    try:
+        if output.exists():
+            shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed here
+            output.rename(replaced)
+        staging.rename(output)
+    except BaseException:  # an interruption in between must not cost the old output
+        if replaced.exists() and not output.exists():
+            replaced.rename(output)
+        raise
     shutil.rmtree(replaced, ignore_errors=True)

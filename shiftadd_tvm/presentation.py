@@ -107,6 +107,14 @@ def compile_summary(plan: "CompilePlan", report: "CompileReport") -> str:
     return f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {command}"
 
 
+def scored(fields: Fields) -> str:
+    """Return the sentence of an evaluation."""
+    return (
+        f"perplexity {fields['perplexity']:.4f}, {fields['tokens']} tokens, "
+        f"{fields['effective_bits']:.2f} effective bits, {fields['seconds']:.1f} s"
+    )
+
+
 def verified(artifact: Path, fields: Fields) -> str:
     """Return the sentence of an artifact that passed."""
     return (

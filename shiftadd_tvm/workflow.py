@@ -172,8 +172,8 @@ def plan_compile(
     with _module("runtime.library").without_torch():
         compiler = _module("compiler")
     if plan.quantize is not None:
-        config = plan.quantize.checkpoint.config
-        compiler.check_context(_module("families").read_config(config).positions, context)
+        decoder = _module("families").read_config(plan.quantize.checkpoint.config)
+        compiler.check_context(decoder.positions, context)
     return plan
 
 

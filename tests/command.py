@@ -1,5 +1,7 @@
-"""Run the command line in a child process, and interrupt it at a chosen moment."""
+"""Run the command line: in a child process, in this one, or interrupted at a chosen moment."""
 
+import contextlib
+import io
 import json
 import os
 import resource
@@ -10,6 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from shiftadd_tvm.cli import run_command
 
 COMMAND = [sys.executable, "-m", "shiftadd_tvm"]
 
@@ -32,6 +36,16 @@ def call(
         check=False,
         preexec_fn=limit if file_limit else None,
     )
+
+
+def call_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Return the finished command, run in this process: a second faster, for what ends early."""
+    words = [str(argument) for argument in arguments]
+    output, errors = io.StringIO(), io.StringIO()
+    streams = contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors)
+    with contextlib.chdir(cwd), streams[0], streams[1]:
+        code = run_command(words)
+    return subprocess.CompletedProcess(words, code, output.getvalue(), errors.getvalue())
 
 
 def result(*arguments: object, cwd: Path | None = None) -> dict[str, Any]:

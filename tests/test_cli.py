@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import call, fails, result
+from command import call, call_here, fails, result
 from conftest import Tiny
 
 VERBS = ["quantize", "compile", "run", "chat", "eval", "verify", "inspect", "doctor", "targets"]
@@ -36,11 +36,11 @@ def test_help_is_quick_and_light() -> None:
     assert min(seconds) < 0.5
 
 
-def test_exactly_the_built_verbs_exist() -> None:
+def test_exactly_the_built_verbs_exist(tmp_path: Path) -> None:
     listed = call("--help").stdout.partition("Commands:")[2]
     assert re.findall(r"^  (\w+) ", listed, re.MULTILINE) == VERBS
     for verb in ("tune", "bench", "serve", "report", "config"):
-        fails(call(verb), 2, "No such command")
+        fails(call_here(verb, cwd=tmp_path), 2, "No such command")
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_exactly_the_built_verbs_exist() -> None:
         ("inspect", "--ops"),
     ],
 )
-def test_flags_of_later_versions_do_not_exist(verb: str, flag: str) -> None:
-    fails(call(verb, "x", flag, "1"), 2, "No such option", flag)
+def test_flags_of_later_versions_do_not_exist(verb: str, flag: str, tmp_path: Path) -> None:
+    fails(call_here(verb, "x", flag, "1", cwd=tmp_path), 2, "No such option", flag)
 
 
 def test_version() -> None:

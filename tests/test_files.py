@@ -94,6 +94,24 @@ def test_a_failing_replacement_keeps_the_old_output(tmp_path: Path) -> None:
     assert (tmp_path / "out" / MARKER).read_text() == "old"
 
 
+def test_an_interruption_while_replacing_keeps_the_old_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "out", "old")
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == "out.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "out", "new", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / MARKER).read_text() == "old"
+
+
 def test_force_after_a_run_that_was_killed_while_it_replaced(tmp_path: Path) -> None:
     make(tmp_path / "out", "old")
     make(tmp_path / "out.replaced", "older")

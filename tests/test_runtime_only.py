@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED = [
     *("numpy", "tvm_ffi", "tokenizers", "typer", "jinja2", "markupsafe"),
     *("click", "typing_extensions", "annotated_doc", "shellingham", "rich", "markdown_it", "mdurl"),
-    "pygments",
+    *("pygments", "pydantic", "pydantic_core", "annotated_types", "typing_inspection"),
 ]
 LIBRARIES = ["numpy.libs"]  # shared libraries beside a package
 HEAVY = {"torch", "transformers", "tvm", "xgboost", "onnx", "scipy", "safetensors"}
