@@ -191,7 +191,8 @@ def _is_tensor(type_: Any) -> bool:
 
 
 def _tensor(name: str, type_: Any) -> dict[str, object]:
-    sizes = [str(size) for size in type_.shape.values]
+    # TVM writes a constant as T.int64(16)
+    sizes = [re.sub(r"T\.int64\((\d+)\)", r"\1", str(size)) for size in type_.shape.values]
     shape = [int(size) if re.fullmatch(r"\d+", size) else size for size in sizes]
     return {"name": name, "dtype": str(type_.dtype), "shape": shape}
 

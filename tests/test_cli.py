@@ -80,6 +80,10 @@ def test_compile(tiny: Tiny) -> None:
     assert report["verify"]["max_logit_error"] <= report["verify"]["tolerance"]
     assert report["library_bytes"] == (tiny.artifact / "model.so").stat().st_size
     assert not {"torch", "transformers"} & tiny.imported("compile")
+    functions = json.loads((tiny.artifact / "manifest.json").read_text())["functions"]
+    (tokens,) = functions["decode_b2"]["inputs"][:1]
+    assert tokens == {"name": "ids", "dtype": "int32", "shape": [2]}
+    assert functions["embed"]["inputs"][0]["shape"] == ["n"]
 
 
 def test_compile_as_typed_in_a_folder_of_hugging_face(tiny: Tiny, tmp_path: Path) -> None:
