@@ -21,7 +21,7 @@ from shiftadd_tvm.interruption import Interrupted, leaving
 PROGRAM = "shiftadd-tvm"
 INTERRUPTED = 130
 CLICK_ERROR: Any = typer.BadParameter.mro()[2]  # ClickException, click's or typer's own copy
-STAGES = 4  # of a compilation that is verified
+STAGES = 5  # of a compilation that is verified
 
 app = typer.Typer(
     help="Turn language models into shifts, look-ups and adds, compiled by Apache TVM.\n\n"
@@ -365,6 +365,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     status = run_command()
+    interruption.ignore()
     if status == INTERRUPTED:
         # At once: Python could turn the exit code into a signal, or fail to flush a closed pipe.
         atexit._run_exitfuncs()

@@ -84,6 +84,7 @@ def compile_model(
         manifest = _manifest(model, backend, context, found, signatures, kernels, version)
         manifest["files"] = _files(folder)
         result = _gate(folder, manifest, backend, settings, progress)
+        progress("publishing")
     report = CompileReport(
         target=backend.name,
         kernels=dict(kernels),

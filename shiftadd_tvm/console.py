@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from shiftadd_tvm import interruption
+
 PLAIN_INTERVAL = 5.0  # seconds between the lines of a progress that is not a terminal's
 
 Progress = Callable[[int, int, str], None]  # done, in all, what is being done
@@ -41,7 +43,9 @@ class Console:
     def table(self, title: str, rows: Mapping[str, object]) -> None:
         """Print a small table of names and values."""
         width = max(len(name) for name in rows)
-        self.note("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows.items())]))
+        self.note(
+            "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
+        )
 
     def result(self, fields: Mapping[str, object], text: str) -> None:
         """Print the result on stdout: the fields as one line of JSON, or `text` for people."""
@@ -52,27 +56,36 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Progress]:
-        """Yield what reports progress, with the time left."""
+        """Yield what reports progress, with the time left; it raises what interrupts the work."""
         if self.quiet:
-            yield lambda done, total, what: None
+            yield _interruptible(lambda done, total, what: None)
         elif self.live:
             with _bar(title) as report:
-                yield report
+                yield _interruptible(report)
         else:
-            yield _Lines(title, self.note).report
+            yield _interruptible(_Lines(title, self.note).report)
 
     @contextlib.contextmanager
     def stages(self, title: str, count: int) -> Iterator[Callable[[str], None]]:
-        """Yield what reports the beginning of each of `count` stages."""
+        """Yield what reports the beginning of each of `count` stages; it raises what interrupts."""
         begin, number = time.monotonic(), 0
 
         def report(stage: str) -> None:
             nonlocal number
+            interruption.check()
             number += 1
             elapsed = clock(time.monotonic() - begin)
             self.note(f"{title}: step {number} of {count}, {stage} ({elapsed})")
 
         yield report
+
+
+def _interruptible(report: Progress) -> Progress:
+    def checked(done: int, total: int, what: str) -> None:
+        interruption.check()
+        report(done, total, what)
+
+    return checked
 
 
 class _Lines:
@@ -146,7 +159,9 @@ def size(count: float) -> str:
     """Return a number of bytes for people: "135 MB"."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 999.5:
-            return f"{count:.1f} {unit}" if count < 10 and unit != "bytes" else f"{count:.0f} {unit}"
+            return (
+                f"{count:.1f} {unit}" if count < 10 and unit != "bytes" else f"{count:.0f} {unit}"
+            )
         count /= 1000
     return f"{count:.1f} TB"
 

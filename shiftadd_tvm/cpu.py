@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 from pathlib import Path
 
 
@@ -26,3 +27,15 @@ def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 def cores() -> int:
     """Return how many processors this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory(status: Path = Path("/proc/self/status")) -> int:
+    """Return the most bytes that this process has held resident.
+
+    Linux's own mark, since getrusage counts what a parent held when it forked; getrusage elsewhere.
+    """
+    try:
+        lines = status.read_text("utf-8").splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -26,6 +26,18 @@ def watch() -> None:
         signal.signal(number, _on_signal)
 
 
+def ignore() -> None:
+    """Let nothing interrupt the process any more: its work is done, only Python has to end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def check() -> None:
+    """Raise again what came before: foreign code between it and us may have swallowed it."""
+    if _Signals.received:
+        raise KeyboardInterrupt
+
+
 def forget() -> None:
     """Take up the work again: the interruption was dealt with."""
     _Signals.received = False

@@ -11,14 +11,13 @@ import functools
 import importlib
 import logging
 import math
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from shiftadd_tvm import families, golden, packed_config, packed_writer
+from shiftadd_tvm import cpu, families, golden, packed_config, packed_writer
 from shiftadd_tvm.bcq import BCQWeight
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.checkpoint_base import Checkpoint
@@ -110,14 +109,13 @@ def quantize(
         layers = run.write_shards()
         run.finish()
     seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return QuantizeReport(
         effective_bits=layout.effective_bits(),
         nominal_bits=layout.nominal_bits(),
         linear_bytes=layout.linear_bytes(),
         layers=layers,
         seconds=seconds,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=cpu.peak_memory(),
     )
 
 
@@ -282,6 +280,7 @@ class _Run:
         computed = golden.compute(model, files.get("tokenizer.json"))
         packed_writer.write_golden(self.folder, computed)
         PackedModel(self.folder)
+        self.progress(self.done, self.layout.linear_weights(), "publishing")
         self.finished.remove_state()
 
 

@@ -69,9 +69,13 @@ def fails(child: subprocess.CompletedProcess[str], code: int, *words: str) -> st
 
 
 def interrupt(
-    arguments: Sequence[object], when: str, number: int = signal.SIGINT, cwd: Path | None = None
+    arguments: Sequence[object],
+    when: str | Path,
+    number: int = signal.SIGINT,
+    cwd: Path | None = None,
 ) -> tuple[int, str]:
-    """Start a command, send it a signal once its output holds `when`; return code and output."""
+    """Start a command, send it a signal once its output holds the text `when`, or the file `when`
+    is there; return code and output."""
     child = subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,
@@ -82,7 +86,10 @@ def interrupt(
     )
     assert child.stdout is not None
     output = b""
-    while when.encode() not in output:
+    while isinstance(when, Path) and not when.exists():
+        assert child.poll() is None, f"ended before {when} was there"
+        time.sleep(0.01)
+    while isinstance(when, str) and when.encode() not in output:
         piece = os.read(child.stdout.fileno(), 65536)
         assert piece, f"ended before {when!r}: {output.decode()}"
         output += piece

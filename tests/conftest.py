@@ -70,3 +70,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         if not (base / "tiny" / "done").exists():
             _build(base / "tiny")
     return Tiny(base / "tiny")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take minutes, so that the two workers end together."""
+    slow = ("test_real_model.py", "test_variants.py", "test_cli_bad_input.py")
+    order = {name: place for place, name in enumerate(slow)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

@@ -39,9 +39,7 @@ def test_positions(sequence: bool) -> None:
 
 @pytest.mark.parametrize("sequence", [False, True])
 @pytest.mark.parametrize("sizes", [(2, 24), (1, 2), (3, 10)])
-def test_append_writes_its_slots_and_nothing_else(
-    sizes: tuple[int, int], sequence: bool
-) -> None:
+def test_append_writes_its_slots_and_nothing_else(sizes: tuple[int, int], sequence: bool) -> None:
     kv_heads, head_dim = sizes
     rng = np.random.default_rng(0)
     length = np.array([13] if sequence else [0, 15, 16, 33], np.int32)

@@ -214,7 +214,9 @@ def test_doctor() -> None:
     for check in report["checks"]:
         assert check.keys() >= {"name", "ok", "detail", "remedy"}
         assert check["ok"] or check["optional"], check
-    assert {"python", "apache-tvm", "torch", "c++ compiler"} <= {c["name"] for c in report["checks"]}
+    assert {"python", "apache-tvm", "torch", "c++ compiler"} <= {
+        c["name"] for c in report["checks"]
+    }
 
 
 def test_doctor_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

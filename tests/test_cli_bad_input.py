@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from command import COMMAND, call, call_here, fails, interrupt, result
 from conftest import Tiny
-from models import tiny_config, tiny_tensors, write_checkpoint
+from models import save_tiny, tiny_config, tiny_tensors, write_checkpoint
 
 USAGE, UNSUPPORTED, BAD_FILE, INTERRUPTED = 2, 3, 4, 130
 LINEAR = "model.layers.0.self_attn.q_proj.weight"
@@ -80,7 +80,10 @@ WEIGHTS: dict[str, tuple[Change, list[str]]] = {
     "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), ["model.safetensors"]),
     "truncated": (lambda f: truncate(f / "model.safetensors", 0.7), ["model.safetensors"]),
     "no header": (lambda f: truncate(f / "model.safetensors", 0.001), ["model.safetensors"]),
-    "not one": (lambda f: (f / "model.safetensors").write_bytes(b"PK" * 999), ["model.safetensors"]),
+    "not one": (
+        lambda f: (f / "model.safetensors").write_bytes(b"PK" * 999),
+        ["model.safetensors"],
+    ),
     "no tensor": (lambda f: rewrite(f, LINEAR, None), ["no tensor", LINEAR]),
     "wrong shape": (lambda f: rewrite(f, LINEAR, of_shape(8, 8)), [LINEAR, "[8, 8]", "expected"]),
     "one axis": (lambda f: rewrite(f, LINEAR, of_shape(64)), [LINEAR, "[64]", "expected"]),
@@ -266,7 +269,10 @@ DAMAGES: dict[str, tuple[Change, int, list[str]]] = {
     "other features": (
         lambda f: edit(
             f / "manifest.json",
-            target={**json.loads((f / "manifest.json").read_text())["target"], "features": ["amx9"]},
+            target={
+                **json.loads((f / "manifest.json").read_text())["target"],
+                "features": ["amx9"],
+            },
         ),
         UNSUPPORTED,
         ["amx9", "shiftadd-tvm targets"],
@@ -312,20 +318,23 @@ def test_damaged_packed_model(tiny: Tiny, tmp_path: Path) -> None:
 # -- interruptions
 
 
-def test_ctrl_c_in_quantize_is_resumed(tiny: Tiny, tmp_path: Path) -> None:
-    arguments = ["quantize", tiny.source, "--bits", 3, "-o", tmp_path / "out"]
-    code, output = interrupt(arguments, "quantizing: 100% golden")
-    assert code == INTERRUPTED and "Traceback" not in output
-    assert output.splitlines()[-1].startswith("interrupted: finished layers are kept in ")
-    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
-    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out.partial").glob("model-*")}
-    report = result(*arguments)
-    assert report["layers"] == tiny.report("quantize")["layers"]
-    for path in tiny.packed.iterdir():
-        again = tmp_path / "out" / path.name
-        assert again.read_bytes() == path.read_bytes()
-        assert again.stat().st_mtime_ns == kept.get(path.name, again.stat().st_mtime_ns)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+def test_ctrl_c_in_quantize_is_resumed(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", hidden_size=256, intermediate_size=768)
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    expected = result("quantize", source, "--bits", 3, "-o", whole)
+    first = tmp_path / "out.partial" / "model-00001-of-00003.safetensors"
+    arguments = ["quantize", source, "--bits", 3, "-o", output]
+    code, said = interrupt(arguments, first)
+    assert code == INTERRUPTED and "Traceback" not in said
+    assert said.splitlines()[-1].startswith("interrupted: finished layers are kept in ")
+    assert not output.exists()
+    written = first.stat().st_mtime_ns
+    assert result(*arguments)["layers"] == expected["layers"]
+    assert (output / first.name).stat().st_mtime_ns == written
+    assert sorted(p.name for p in output.iterdir()) == sorted(p.name for p in whole.iterdir())
+    for path in whole.iterdir():
+        assert (output / path.name).read_bytes() == path.read_bytes()
+    assert not first.parent.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -342,7 +351,10 @@ def test_ctrl_c_in_eval(tiny: Tiny, tmp_path: Path) -> None:
     for path in (tiny.artifact, tiny.packed):
         arguments = ["eval", path, "--text", tmp_path / "text", "--window", 64]
         code, output = interrupt(arguments, "scoring: 0%")
-        assert (code, output.splitlines()[-1]) == (INTERRUPTED, "interrupted: nothing was measured.")
+        assert (code, output.splitlines()[-1]) == (
+            INTERRUPTED,
+            "interrupted: nothing was measured.",
+        )
 
 
 @pytest.mark.parametrize("verb", ["run", "verify"])

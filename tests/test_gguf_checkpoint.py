@@ -222,9 +222,7 @@ def test_config_beside_a_gguf_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "tiny.gguf", tmp_path / "config.json")
 
 
-def test_missing_library_names_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_library_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gguf(tmp_path / "tiny.gguf")
     real = builtins.__import__
 

@@ -84,9 +84,7 @@ def biases(rng: np.random.Generator, s: Shape) -> list[np.ndarray]:
 
 def case_shift(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
     x, codes = numbers(rng, s.rows, s.inputs), term_bytes(rng, s.inputs, s.terms)
-    return Case(
-        shift.scale_columns, [x, codes], shift.reference_terms(x, codes), symbolic=(0,)
-    )
+    return Case(shift.scale_columns, [x, codes], shift.reference_terms(x, codes), symbolic=(0,))
 
 
 def case_hadamard(s: Shape, rng: np.random.Generator, lanes: int) -> Case:

@@ -33,16 +33,19 @@ PROMPTS = (
 )
 
 
+# runs one command and says last how much it held resident, whatever forked it
+PROBE = (
+    "import sys; from shiftadd_tvm import cpu; from shiftadd_tvm.cli import run_command; "
+    "status = run_command(sys.argv[1:]); print(cpu.peak_memory()); sys.exit(status)"
+)
+
+
 def run(*command: str) -> tuple[dict[str, object], int]:
     """Run a verb; return its JSON and the process's peak of resident bytes."""
-    arguments = [sys.executable, "-m", "shiftadd_tvm", *command, "--json"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, output
-    return json.loads(output.splitlines()[-1]), usage.ru_maxrss * 1024
+    arguments = [sys.executable, "-c", PROBE, *command, "--json"]
+    child = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
+    *_, result, peak = child.stdout.splitlines()
+    return json.loads(result), int(peak)
 
 
 @pytest.fixture(scope="module")

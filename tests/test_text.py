@@ -175,5 +175,7 @@ def test_generation_ends_at_the_context(model: TextModel) -> None:
 def test_limits_are_checked_before_the_work(model: TextModel, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--max-new-tokens is 0"):
         model.generate("a", 0)
-    with pytest.raises(UsageError, match="The prompt has 300 tokens, the artifact's context is 256"):
+    with pytest.raises(
+        UsageError, match="The prompt has 300 tokens, the artifact's context is 256"
+    ):
         model.generate("a" * 300)
