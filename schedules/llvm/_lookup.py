@@ -27,85 +27,84 @@ def register(isa: str, planes: int, lanes: int) -> str:
 
 
 def _description(planes: int, lanes: int):
-    if planes == 1:  # TVM drops loops of extent 1 from what it matches
-        return _description_single(lanes)
+    @T.inline
+    def one_hot(tables, words, sums, p, lane, group, entry):
+        sums[p, lane] = sums[p, lane] + T.Select(
+            T.bitwise_and(
+                T.shift_right(words[p, lane], T.Cast("uint32", group * GROUP)),
+                T.uint32(ENTRIES - 1),
+            )
+            == T.Cast("uint32", entry),
+            tables[group, entry],
+            T.float32(0),
+        )
 
     @T.prim_func(s_tir=True)
-    def description(tables_handle: T.handle, words_handle: T.handle, sums_handle: T.handle):
-        tables = T.match_buffer(tables_handle, (GROUPS, ENTRIES), "float32", offset_factor=1)
-        words = T.match_buffer(words_handle, (planes, lanes), "uint32", offset_factor=1)
-        sums = T.match_buffer(
-            sums_handle, (planes, lanes), "float32", offset_factor=1, scope="local"
-        )
+    def description(
+        tables: T.Buffer((GROUPS, ENTRIES), "float32", offset_factor=1),
+        words: T.Buffer((planes, lanes), "uint32", offset_factor=1),
+        sums: T.Buffer((planes, lanes), "float32", offset_factor=1, scope="local"),
+    ):
         with T.sblock("root"):
             T.reads(sums[0:planes, 0:lanes], words[0:planes, 0:lanes], tables[0:GROUPS, 0:ENTRIES])
             T.writes(sums[0:planes, 0:lanes])
             for p, lane, group, entry in T.grid(planes, lanes, GROUPS, ENTRIES):
                 with T.sblock("one_hot"):
                     vp, vl, vg, ve = T.axis.remap("SSRR", [p, lane, group, entry])
-                    sums[vp, vl] = sums[vp, vl] + T.Select(
-                        T.bitwise_and(
-                            T.shift_right(words[vp, vl], T.Cast("uint32", vg * GROUP)),
-                            T.uint32(ENTRIES - 1),
-                        )
-                        == T.Cast("uint32", ve),
-                        tables[vg, ve],
-                        T.float32(0),
-                    )
+                    one_hot(tables, words, sums, vp, vl, vg, ve)
 
-    return description
-
-
-def _description_single(lanes: int):
     @T.prim_func(s_tir=True)
-    def description(tables_handle: T.handle, words_handle: T.handle, sums_handle: T.handle):
-        tables = T.match_buffer(tables_handle, (GROUPS, ENTRIES), "float32", offset_factor=1)
-        words = T.match_buffer(words_handle, (1, lanes), "uint32", offset_factor=1)
-        sums = T.match_buffer(sums_handle, (1, lanes), "float32", offset_factor=1, scope="local")
+    def single(
+        tables: T.Buffer((GROUPS, ENTRIES), "float32", offset_factor=1),
+        words: T.Buffer((1, lanes), "uint32", offset_factor=1),
+        sums: T.Buffer((1, lanes), "float32", offset_factor=1, scope="local"),
+    ):
         with T.sblock("root"):
             T.reads(sums[0, 0:lanes], words[0, 0:lanes], tables[0:GROUPS, 0:ENTRIES])
             T.writes(sums[0, 0:lanes])
             for lane, group, entry in T.grid(lanes, GROUPS, ENTRIES):
                 with T.sblock("one_hot"):
                     vl, vg, ve = T.axis.remap("SRR", [lane, group, entry])
-                    sums[0, vl] = sums[0, vl] + T.Select(
-                        T.bitwise_and(
-                            T.shift_right(words[0, vl], T.Cast("uint32", vg * GROUP)),
-                            T.uint32(ENTRIES - 1),
-                        )
-                        == T.Cast("uint32", ve),
-                        tables[vg, ve],
-                        T.float32(0),
-                    )
+                    one_hot(tables, words, sums, 0, vl, vg, ve)
 
-    return description
+    # TVM drops loops of extent 1 from what it matches: one plane has no loop of its own
+    return single if planes == 1 else description
+
+
+def _implementation(planes: int, lanes: int, add_word):
+    """Return the intrinsic that adds the look-ups of one word of every plane and lane."""
+
+    @T.prim_func(s_tir=True)
+    def implementation(
+        tables: T.Buffer((GROUPS, ENTRIES), "float32", offset_factor=1),
+        words: T.Buffer((planes, lanes), "uint32", offset_factor=1),
+        sums: T.Buffer((planes, lanes), "float32", offset_factor=1, scope="local"),
+    ):
+        with T.sblock("root"):
+            T.reads(sums[0:planes, 0:lanes], words[0:planes, 0:lanes], tables[0:GROUPS, 0:ENTRIES])
+            T.writes(sums[0:planes, 0:lanes])
+            add_word(tables, words, sums)
+
+    return implementation
 
 
 def _vectorized(planes: int, lanes: int, looked_up):
     # group by group, so that a table's entries are loaded once for all planes; constants only, no
     # arithmetic on loop variables: `tensorize` turns those into int64 under Relax
-    @T.prim_func(s_tir=True)
-    def implementation(tables_handle: T.handle, words_handle: T.handle, sums_handle: T.handle):
-        tables = T.match_buffer(tables_handle, (GROUPS, ENTRIES), "float32", offset_factor=1)
-        words = T.match_buffer(words_handle, (planes, lanes), "uint32", offset_factor=1)
-        sums = T.match_buffer(
-            sums_handle, (planes, lanes), "float32", offset_factor=1, scope="local"
-        )
-        with T.sblock("root"):
-            T.reads(sums[0:planes, 0:lanes], words[0:planes, 0:lanes], tables[0:GROUPS, 0:ENTRIES])
-            T.writes(sums[0:planes, 0:lanes])
-            for group in T.unroll(GROUPS):
-                for p in T.unroll(planes):
-                    sums[p, T.Ramp(0, 1, lanes)] = sums[p, T.Ramp(0, 1, lanes)] + looked_up(
-                        tables,
-                        group,
-                        T.shift_right(
-                            words[p, T.Ramp(0, 1, lanes)],
-                            T.Broadcast(T.Cast("uint32", group * GROUP), lanes),
-                        ),
-                    )
+    @T.inline
+    def add_word(tables, words, sums):
+        for group in T.unroll(GROUPS):
+            for p in T.unroll(planes):
+                sums[p, T.Ramp(0, 1, lanes)] = sums[p, T.Ramp(0, 1, lanes)] + looked_up(
+                    tables,
+                    group,
+                    T.shift_right(
+                        words[p, T.Ramp(0, 1, lanes)],
+                        T.Broadcast(T.Cast("uint32", group * GROUP), lanes),
+                    ),
+                )
 
-    return implementation
+    return _implementation(planes, lanes, add_word)
 
 
 def _avx2(planes: int, lanes: int):
@@ -129,29 +128,13 @@ def _avx512(planes: int, lanes: int):
 
 
 def _generic(planes: int, lanes: int):
-    @T.prim_func(s_tir=True)
-    def implementation(tables_handle: T.handle, words_handle: T.handle, sums_handle: T.handle):
-        tables = T.match_buffer(tables_handle, (GROUPS, ENTRIES), "float32", offset_factor=1)
-        words = T.match_buffer(words_handle, (planes, lanes), "uint32", offset_factor=1)
-        sums = T.match_buffer(
-            sums_handle, (planes, lanes), "float32", offset_factor=1, scope="local"
-        )
-        with T.sblock("root"):
-            T.reads(sums[0:planes, 0:lanes], words[0:planes, 0:lanes], tables[0:GROUPS, 0:ENTRIES])
-            T.writes(sums[0:planes, 0:lanes])
-            for p, lane, group in T.grid(planes, lanes, GROUPS):
-                sums[p, lane] = (
-                    sums[p, lane]
-                    + tables[
-                        group,
-                        T.Cast(
-                            "int32",
-                            T.bitwise_and(
-                                T.shift_right(words[p, lane], T.Cast("uint32", group * GROUP)),
-                                T.uint32(ENTRIES - 1),
-                            ),
-                        ),
-                    ]
-                )
+    def nibble(word, group):
+        shifted = T.shift_right(word, T.Cast("uint32", group * GROUP))
+        return T.Cast("int32", T.bitwise_and(shifted, T.uint32(ENTRIES - 1)))
 
-    return implementation
+    @T.inline
+    def add_word(tables, words, sums):
+        for p, lane, group in T.grid(planes, lanes, GROUPS):
+            sums[p, lane] = sums[p, lane] + tables[group, nibble(words[p, lane], group)]
+
+    return _implementation(planes, lanes, add_word)
