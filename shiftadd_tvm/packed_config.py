@@ -104,7 +104,7 @@ def read_config(path: Path, config: Config) -> tuple[Config, Decoder, Layout]:
         )
     fields.require("version", version == VERSION and type(version) is int, str(VERSION))
     fields.require("kind", fields.get("kind") == KIND, repr(KIND))
-    decoder = families.read_config(config)
+    decoder = families.read_config(config, path)
     layout = _read_layout(fields, decoder)
     groups = fields.get("shared_input_groups")
     fields.require("shared_input_groups", groups == _shared_groups(decoder), "the family's own")

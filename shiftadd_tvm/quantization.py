@@ -132,7 +132,7 @@ def _layout(checkpoint: Checkpoint, settings: QuantizeSettings) -> Layout:
             f"{checkpoint.path} is quantized already (quant_method {method!r}), expected a "
             "checkpoint with float weights; give the original one."
         )
-    decoder = families.read_config(checkpoint.config)
+    decoder = families.read_config(checkpoint.config, checkpoint.path)
     expected = decoder.tensor_shapes()
     for name, shape in expected.items():
         found_shape = checkpoint.shape(name)  # raises where the tensor is missing

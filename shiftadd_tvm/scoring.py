@@ -123,7 +123,7 @@ def checkpoint_bits(checkpoint: Any) -> float:
     """Return the bits per weight of a checkpoint's linears, as they are stored."""
     families = importlib.import_module("shiftadd_tvm.families")
     tensorfile = importlib.import_module("shiftadd_tvm.tensorfile")
-    decoder = families.read_config(checkpoint.config)
+    decoder = families.read_config(checkpoint.config, checkpoint.path)
     weights = bits = 0
     for group in decoder.input_groups():
         for linear in group:

@@ -146,9 +146,12 @@ def load(config: Config) -> Family:
     return family
 
 
-def read_config(config: Config) -> Decoder:
-    """Return the decoder that a HF `config` describes, whatever its family."""
-    return load(config).read_config(config)
+def read_config(config: Config, path: object = None) -> Decoder:
+    """Return the decoder that a HF `config` describes, whatever its family; errors name `path`."""
+    try:
+        return load(config).read_config(config)
+    except (BadFileError, UnsupportedError) as error:
+        raise type(error)(f"{path}: {error}" if path else str(error)) from None
 
 
 def field(config: Config, key: str, kind: type[T], default: T | None = None) -> T:
