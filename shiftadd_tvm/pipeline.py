@@ -24,6 +24,7 @@ from tvm.tirx import PrimFunc
 
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.ops import OP
+from shiftadd_tvm.parameter_checks import DropParameterChecks
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ LOWER = (
     relax.transform.LowerRuntimeBuiltin,
     relax.transform.ComputePrimValue,
     relax.transform.VMShapeLower,
+    lambda: DropParameterChecks(),
     relax.transform.AttachGlobalSymbol,
 )
 

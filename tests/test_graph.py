@@ -217,3 +217,15 @@ def test_decode_and_prefill_reach_the_golden_logits(
         hidden = machine["prefill"](x, *many, length(start), bundle)
         found = machine["logits"](hidden, bundle).numpy()
         np.testing.assert_allclose(found, expected[start:stop], 0, tolerance)
+
+
+def test_parameters_are_not_checked_on_every_call(
+    lowered: IRModule, parameters: list[graph.Parameter]
+) -> None:
+    """The checks of a call's own tensors stay, those of the parameter tuple go."""
+    text = lowered["decode_b1"].script()
+    own = ("ids", "keys", "values", "block_table", "length")
+    assert text.count("vm.builtin.check_tensor_info") == len(own)
+    assert "check_tuple_info" not in text
+    # each parameter is still taken where it is used, a tied embedding twice
+    assert len(parameters) <= text.count("= parameters[") <= len(parameters) + 2
