@@ -3,7 +3,6 @@
 import importlib.metadata
 import math
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 from tvm.ir import IRModule
+from tvm.tirx import IntImm
 
 from shiftadd_tvm import artifact, graph, pipeline, verification
 from shiftadd_tvm.backend import Backend
@@ -192,9 +192,8 @@ def _is_tensor(type_: Any) -> bool:
 
 
 def _tensor(name: str, type_: Any) -> dict[str, object]:
-    # TVM writes a constant as T.int64(16)
-    sizes = [re.sub(r"T\.int64\((\d+)\)", r"\1", str(size)) for size in type_.shape.values]
-    shape = [int(size) if re.fullmatch(r"\d+", size) else size for size in sizes]
+    sizes = type_.shape.values
+    shape = [int(size) if isinstance(size, IntImm) else str(size) for size in sizes]
     return {"name": name, "dtype": str(type_.dtype), "shape": shape}
 
 

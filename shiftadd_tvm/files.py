@@ -61,16 +61,10 @@ def staged(
         yield staging
         _publish(staging, target)
     except OSError as error:
-        _discard(staging, keep_on_failure)
         raise OutputError(f"{output} cannot be written: {error.strerror or error}.") from error
-    except BaseException:
-        _discard(staging, keep_on_failure)
-        raise
-
-
-def _discard(staging: Path, keep: bool) -> None:
-    if not keep:
-        shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        if not keep_on_failure:  # once published, there is nothing left to remove
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def _publish(staging: Path, output: Path) -> None:
@@ -80,8 +74,7 @@ def _publish(staging: Path, output: Path) -> None:
             shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed here
             output.rename(replaced)
         staging.rename(output)
-    except BaseException:  # an interruption in between must not cost the old output
+    finally:  # an interruption in between must not cost the old output
         if replaced.exists() and not output.exists():
             replaced.rename(output)
-        raise
     shutil.rmtree(replaced, ignore_errors=True)

@@ -42,7 +42,7 @@ LOWER = (
     relax.transform.LowerRuntimeBuiltin,
     relax.transform.ComputePrimValue,
     relax.transform.VMShapeLower,
-    lambda: DropParameterChecks(),
+    DropParameterChecks,
     relax.transform.AttachGlobalSymbol,
 )
 

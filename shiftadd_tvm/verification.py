@@ -109,15 +109,20 @@ def measure(path: Path, golden: Path | None = None) -> Verification:
     return Verification(**json.loads(child.stdout.splitlines()[-1]))
 
 
-def verify(path: Path, golden: Path | None = None) -> Verification:
-    """Run the gate as `measure` does; raise `GateError` when the numbers are wrong."""
-    result = measure(path, golden)
+def require(result: Verification, path: Path, consequence: str) -> None:
+    """Raise `GateError`, which ends with `consequence`, when the numbers are wrong."""
     if not result.passed:
         raise GateError(
             f"{path} does not reproduce its packed model: the largest error in a logit is "
             f"{result.max_logit_error:.3g}, expected at most {result.tolerance:.3g}, and tokens "
-            f"{'agree' if result.tokens_equal else 'differ'}; no artifact was published."
+            f"{'agree' if result.tokens_equal else 'differ'}; {consequence}."
         )
+
+
+def verify(path: Path, golden: Path | None = None) -> Verification:
+    """Run the gate as `measure` does; raise `GateError` when the numbers are wrong."""
+    result = measure(path, golden)
+    require(result, path, "no artifact was published")
     return result
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftadd_tvm import __version__
-from shiftadd_tvm.errors import GateError, OutputError, ShiftAddError, UsageError
+from shiftadd_tvm.errors import OutputError, ShiftAddError, UsageError
 
 if TYPE_CHECKING:
     from shiftadd_tvm.artifact import Artifact
@@ -83,7 +83,9 @@ def compiled_output(packed: Path, preset: str) -> Path:
 def make_settings(**values: Any) -> "QuantizeSettings":
     """Return the settings; raises `UsageError` for a value that cannot be used."""
     settings: QuantizeSettings = _module("settings").QuantizeSettings(**values)
-    known = [m.name for m in pkgutil.iter_modules(_module("quantizers").__path__) if m.name[0] != "_"]
+    known = [
+        m.name for m in pkgutil.iter_modules(_module("quantizers").__path__) if m.name[0] != "_"
+    ]
     if settings.method not in known:
         near = difflib.get_close_matches(settings.method, known, 1, 0)
         raise UsageError(
@@ -232,7 +234,13 @@ def run_compile(
     model: PackedModel = _module("packed").open_packed(plan.packed)
     settings = compiler.CompileSettings(context=context, verify=verify, dump_ir=dump_ir)
     report: CompileReport = compiler.compile_model(
-        model, plan.output, plan.backend, settings, version=__version__, force=force, progress=progress
+        model,
+        plan.output,
+        plan.backend,
+        settings,
+        version=__version__,
+        force=force,
+        progress=progress,
     )
     return report
 
@@ -277,14 +285,10 @@ def verify(
         artifact.check_hashes()
         fields["files_ok"] = True
         artifact.check_machine()
-        result = _module("verification").measure(path, golden)
+        gate = _module("verification")
+        result = gate.measure(path, golden)
         fields |= asdict(result)
-        if not result.passed:
-            raise GateError(
-                f"{path} does not reproduce its packed model: the largest error of a logit is "
-                f"{result.max_logit_error:.3g}, expected at most {result.tolerance:.3g}, and tokens "
-                f"{'agree' if result.tokens_equal else 'differ'}; do not use it, compile it again."
-            )
+        gate.require(result, path, "do not use it, compile it again")
         if golden is None:
             _mark_verified(artifact)
     except ShiftAddError as error:
