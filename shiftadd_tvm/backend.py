@@ -23,12 +23,13 @@ class Backend:
     machine: str  # architecture as the kernel names it
     features: tuple[str, ...]  # processor features that the kernels use
     isa: str  # which look-up primitives the schedules take
-    lanes: int  # rows side by side in the packed order
+    lanes: int  # float32 numbers of a vector
+    rows: int  # rows of a block in the packed order
 
     @property
     def order(self) -> str:
         """The name of the packed order, as the manifest states it."""
-        return f"u32-lanes{self.lanes}"
+        return f"bytes-rows{self.rows}"
 
     def missing_features(self) -> list[str]:
         """Return what this machine lacks to run the preset's kernels."""
@@ -39,6 +40,14 @@ class Backend:
     def runs_here(self) -> bool:
         """Tell whether this machine can run the preset's kernels."""
         return not self.missing_features()
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One decision of a schedule that tuning may change: what it may be, and the untuned value."""
+
+    candidates: tuple[int, ...]
+    default: int
 
 
 def _families() -> list[str]:

@@ -77,8 +77,13 @@ def apply_schedules(module: IRModule, backend: Backend) -> tuple[IRModule, Count
 
 def _scheduled(function: PrimFunc, module: ModuleType, backend: Backend) -> PrimFunc:
     schedule = Schedule(IRModule({"main": function}))
-    module.schedule(schedule, backend)
+    module.schedule(schedule, backend, **defaults(module))
     return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def defaults(module: ModuleType) -> dict[str, int]:
+    """Return the untuned value of each knob that a schedule module declares in `KNOBS`."""
+    return {name: knob.default for name, knob in getattr(module, "KNOBS", {}).items()}
 
 
 def lower(

@@ -3,11 +3,13 @@
 from shiftadd_tvm.backend import Backend
 
 
-def _x86(name: str, level: str, isa: str, lanes: int, features: tuple[str, ...]) -> Backend:
+def _x86(
+    name: str, level: str, isa: str, lanes: int, rows: int, features: tuple[str, ...]
+) -> Backend:
     # num-cores is part of TVM's target but decides nothing here; fixed, so that the bytes of a
     # library do not depend on the machine that compiled it
     target = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": level, "num-cores": 4}
-    return Backend(name, "llvm", target, "x86_64", features, isa, lanes)
+    return Backend(name, "llvm", target, "x86_64", features, isa, lanes, rows)
 
 
 AVX2 = ("avx2", "bmi2", "f16c", "fma")
@@ -16,8 +18,8 @@ AVX512 = ("avx512bw", "avx512dq", "avx512f", "avx512vl")
 PRESETS = {
     preset.name: preset
     for preset in (
-        _x86("x86-avx512", "x86-64-v4", "avx512", 16, AVX2 + AVX512),
-        _x86("x86-avx2", "x86-64-v3", "avx2", 8, AVX2),
-        _x86("x86-64", "x86-64-v2", "generic", 8, ("sse4_2", "ssse3")),
+        _x86("x86-avx512", "x86-64-v4", "avx512", 16, 64, AVX2 + AVX512),
+        _x86("x86-avx2", "x86-64-v3", "avx2", 8, 32, AVX2),
+        _x86("x86-64", "x86-64-v2", "generic", 8, 32, ("sse4_2", "ssse3")),
     )
 }

@@ -1,140 +1,234 @@
-"""The look-up primitive of each instruction set, and the intrinsic that puts it under `lut_query`.
+"""The look-up primitive of each instruction set, and the intrinsics that put it under the look-ups.
 
-One description, the one-hot reduction of `ops/lut.py` over one packed word of every plane and lane;
-one implementation an instruction set. The name carries a version: tuning records store names only,
-so an implementation that changes gets a new one.
+`lookup16(table, index)` reads 16 byte entries by the low 4 bits of each byte of a vector:
 
-    avx2     two 8-entry vpermd, blended by bit 3 of the index
-    avx512   one 16-entry vpermd
-    generic  a scalar load a lane
+    avx2     vpshufb, 32 bytes at once
+    avx512   vpshufb, 64 bytes
+    neon     tbl, 16 bytes
+    generic  a scalar load a row, any target
+
+One description an operator, the one-hot reduction of `ops/lut.py` or `ops/lut_float.py`; one kernel
+text for all vector instruction sets. Names carry a version: tuning records store names only, so an
+implementation that changes gets a new one.
 """
 
+from dataclasses import dataclass
+
+import numpy as np
 from tvm.s_tir import TensorIntrin
-from tvm.script import tirx as T
+from tvm.tirx import Var
+from tvm.tirx.script import builder as T
+from tvm.script.ir_builder import IRBuilder
 
-from shiftadd_tvm.ops.lut import ENTRIES, GROUP, GROUPS
+from shiftadd_tvm.ops.planes import ENTRIES, GROUP, VIEWS
 
-VERSION = 1
-
-
-def register(isa: str, planes: int, lanes: int) -> str:
-    """Register (once) the intrinsic for `planes` and `lanes` and return its name."""
-    name = f"shiftadd.lut_{isa}_p{planes}_l{lanes}_v{VERSION}"
-    if TensorIntrin.get(name, allow_missing=True) is None:
-        implementation = {"avx2": _avx2, "avx512": _avx512, "generic": _generic}[isa]
-        TensorIntrin.register(name, _description(planes, lanes), implementation(planes, lanes))
-    return name
+VERSION = 2
 
 
-def _description(planes: int, lanes: int):
-    @T.inline
-    def one_hot(tables, words, sums, p, lane, group, entry):
-        sums[p, lane] = sums[p, lane] + T.Select(
-            T.bitwise_and(
-                T.shift_right(words[p, lane], T.Cast("uint32", group * GROUP)),
-                T.uint32(ENTRIES - 1),
-            )
-            == T.Cast("uint32", entry),
-            tables[group, entry],
-            T.float32(0),
-        )
+@dataclass(frozen=True)
+class Primitive:
+    """How one instruction set looks up bytes: vectors of `width` bytes, by an LLVM intrinsic."""
 
-    @T.prim_func(s_tir=True)
-    def description(
-        tables: T.Buffer((GROUPS, ENTRIES), "float32", offset_factor=1),
-        words: T.Buffer((planes, lanes), "uint32", offset_factor=1),
-        sums: T.Buffer((planes, lanes), "float32", offset_factor=1, scope="local"),
-    ):
-        with T.sblock("root"):
-            T.reads(sums[0:planes, 0:lanes], words[0:planes, 0:lanes], tables[0:GROUPS, 0:ENTRIES])
-            T.writes(sums[0:planes, 0:lanes])
-            for p, lane, group, entry in T.grid(planes, lanes, GROUPS, ENTRIES):
-                with T.sblock("one_hot"):
-                    vp, vl, vg, ve = T.axis.remap("SSRR", [p, lane, group, entry])
-                    one_hot(tables, words, sums, vp, vl, vg, ve)
-
-    @T.prim_func(s_tir=True)
-    def single(
-        tables: T.Buffer((GROUPS, ENTRIES), "float32", offset_factor=1),
-        words: T.Buffer((1, lanes), "uint32", offset_factor=1),
-        sums: T.Buffer((1, lanes), "float32", offset_factor=1, scope="local"),
-    ):
-        with T.sblock("root"):
-            T.reads(sums[0, 0:lanes], words[0, 0:lanes], tables[0:GROUPS, 0:ENTRIES])
-            T.writes(sums[0, 0:lanes])
-            for lane, group, entry in T.grid(lanes, GROUPS, ENTRIES):
-                with T.sblock("one_hot"):
-                    vl, vg, ve = T.axis.remap("SRR", [lane, group, entry])
-                    one_hot(tables, words, sums, 0, vl, vg, ve)
-
-    # TVM drops loops of extent 1 from what it matches: one plane has no loop of its own
-    return single if planes == 1 else description
+    width: int
+    instruction: str
 
 
-def _implementation(planes: int, lanes: int, add_word):
-    """Return the intrinsic that adds the look-ups of one word of every plane and lane."""
-
-    @T.prim_func(s_tir=True)
-    def implementation(
-        tables: T.Buffer((GROUPS, ENTRIES), "float32", offset_factor=1),
-        words: T.Buffer((planes, lanes), "uint32", offset_factor=1),
-        sums: T.Buffer((planes, lanes), "float32", offset_factor=1, scope="local"),
-    ):
-        with T.sblock("root"):
-            T.reads(sums[0:planes, 0:lanes], words[0:planes, 0:lanes], tables[0:GROUPS, 0:ENTRIES])
-            T.writes(sums[0:planes, 0:lanes])
-            add_word(tables, words, sums)
-
-    return implementation
+PRIMITIVES = {
+    "avx2": Primitive(32, "llvm.x86.avx2.pshuf.b"),
+    "avx512": Primitive(64, "llvm.x86.avx512.pshuf.b.512"),
+    "neon": Primitive(16, "llvm.aarch64.neon.tbl1.v16i8"),
+}
 
 
-def _vectorized(planes: int, lanes: int, looked_up):
-    # group by group, so that a table's entries are loaded once for all planes; constants only, no
-    # arithmetic on loop variables: `tensorize` turns those into int64 under Relax
-    @T.inline
-    def add_word(tables, words, sums):
-        for group in T.unroll(GROUPS):
-            for p in T.unroll(planes):
-                sums[p, T.Ramp(0, 1, lanes)] = sums[p, T.Ramp(0, 1, lanes)] + looked_up(
-                    tables,
-                    group,
-                    T.shift_right(
-                        words[p, T.Ramp(0, 1, lanes)],
-                        T.Broadcast(T.Cast("uint32", group * GROUP), lanes),
-                    ),
-                )
+@dataclass(frozen=True)
+class Tile:
+    """What one call of the integer intrinsic covers, and how: all but `rows` are knobs."""
 
-    return _implementation(planes, lanes, add_word)
+    isa: str
+    rows: int  # L, of a row block
+    tokens: int
+    blocks: int  # row blocks that share the loads of a table
+    steps: int
+    digits: tuple[int, ...]  # bits of each
+    unroll: int = 1  # steps
+    prefetch: int = 0  # bytes ahead of the planes; 0: left to the hardware
 
-
-def _avx2(planes: int, lanes: int):
-    def looked_up(tables, group, index):
-        permute = "llvm.x86.avx2.permps"
-        low = T.call_llvm_pure_intrin("float32x8", permute, tables[group, T.Ramp(0, 1, 8)], index)
-        high = T.call_llvm_pure_intrin("float32x8", permute, tables[group, T.Ramp(8, 1, 8)], index)
-        upper = T.bitwise_and(index, T.Broadcast(T.uint32(8), 8)) != T.Broadcast(T.uint32(0), 8)
-        return T.Select(upper, high, low)
-
-    return _vectorized(planes, lanes, looked_up)
+    @property
+    def name(self) -> str:
+        """The name under which the intrinsic is registered, and recorded by tuning."""
+        sizes = f"m{self.tokens}_b{self.blocks}_s{self.steps}_d{'x'.join(map(str, self.digits))}"
+        knobs = f"u{self.unroll}_pf{self.prefetch}"
+        return f"shiftadd.lut_{self.isa}{self.rows}_{sizes}_{knobs}_v{VERSION}"
 
 
-def _avx512(planes: int, lanes: int):
-    def looked_up(tables, group, index):
-        permute = "llvm.x86.avx512.permvar.sf.512"
-        table = tables[group, T.Ramp(0, 1, 16)]
-        return T.call_llvm_pure_intrin("float32x16", permute, table, index)
+def register(tile: Tile) -> str:
+    """Register (once) the integer intrinsic of `tile` and return its name."""
+    if TensorIntrin.get(tile.name, allow_missing=True) is None:
+        kernel = _generic(tile) if tile.isa == "generic" else _vectorized(tile)
+        TensorIntrin.register(tile.name, _description(tile), kernel)
+    return tile.name
 
-    return _vectorized(planes, lanes, looked_up)
+
+def _places(digits: tuple[int, ...]) -> list[int]:
+    return [sum(digits[:index]) for index in range(len(digits))]
 
 
-def _generic(planes: int, lanes: int):
-    def nibble(word, group):
-        shifted = T.shift_right(word, T.Cast("uint32", group * GROUP))
-        return T.Cast("int32", T.bitwise_and(shifted, T.uint32(ENTRIES - 1)))
+def _buffers(tile: Tile) -> list:
+    """Return the (name, shape, dtype, scope) of what the intrinsic reads and writes."""
+    lanes, count = tile.rows // VIEWS, len(tile.digits)
+    return [
+        ("planes", (tile.blocks, 1, tile.steps, lanes), "uint32", "global"),
+        ("tables", (tile.tokens, tile.steps, 2, count, ENTRIES), "uint8", "global"),
+        ("sums", (tile.tokens, tile.blocks, 1, VIEWS, lanes), "uint32", "local"),
+    ]
 
-    @T.inline
-    def add_word(tables, words, sums):
-        for p, lane, group in T.grid(planes, lanes, GROUPS):
-            sums[p, lane] = sums[p, lane] + tables[group, nibble(words[p, lane], group)]
 
-    return _implementation(planes, lanes, add_word)
+def _strided(name: str, shape: tuple[int, ...], dtype: str, scope: str):
+    # what an intrinsic sees is a part of a larger buffer
+    strides = [Var(f"{name}_stride{axis}", "int32") for axis in range(len(shape))]
+    return T.buffer(shape, dtype, strides=strides, offset_factor=1, scope=scope)
+
+
+def _function(buffers: list, body, locals_=None):
+    """Return the PrimFunc of an intrinsic: `body(*buffers)` inside its root block.
+
+    `locals_` is the shape of 16-bit sums of the intrinsic's own, which `body` gets last. They belong
+    to a block inside the root: `tensorize` keeps no buffers of the root itself.
+    """
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("intrinsic")
+            made = [
+                T.arg(name, _strided(name, shape, dtype, scope))
+                for name, shape, dtype, scope in buffers
+            ]
+            whole = [b[tuple(slice(0, size) for size in b.shape)] for b in made]
+            with T.sblock("root"):
+                T.reads(whole[-1], *whole[:-1])
+                T.writes(whole[-1])
+                if locals_ is None:
+                    body(*made)
+                else:
+                    with T.sblock("kernel"):
+                        T.reads(whole[-1], *whole[:-1])
+                        T.writes(whole[-1])
+                        body(*made, T.sblock_alloc_buffer(locals_, "uint16", scope="local"))
+    return builder.get()
+
+
+def _description(tile: Tile):
+    lanes = tile.rows // VIEWS
+    # TVM drops loops of extent 1 from what it matches
+    extents = [tile.tokens, tile.blocks, VIEWS, lanes, tile.steps, 2, ENTRIES]
+    kinds = "SSSSRRR"
+
+    def body(planes, tables, sums):
+        looped = [axis for axis, extent in enumerate(extents) if extent > 1]
+        with T.grid(*(extents[axis] for axis in looped)) as loops:
+            with T.sblock("one_hot"):
+                bound = T.axis.remap("".join(kinds[axis] for axis in looped), list(loops))
+                at = [0] * len(extents)
+                for axis, variable in zip(looped, bound, strict=True):
+                    at[axis] = variable
+                m, r, v, i, step, half, entry = at
+                shift = T.Cast("uint32", v * 8 + half * GROUP)
+                index = T.bitwise_and(T.shift_right(planes[r, 0, step, i], shift), T.uint32(15))
+                value = None
+                for d, place in enumerate(_places(tile.digits)):
+                    digit = T.Cast("uint32", tables[m, step, half, d, entry])
+                    digit = T.shift_left(digit, T.uint32(place)) if place else digit
+                    value = digit if value is None else value + digit
+                chosen = T.Select(index == T.Cast("uint32", entry), value, T.uint32(0))
+                T.buffer_store(sums, sums[m, r, 0, v, i] + chosen, [m, r, 0, v, i])
+
+    return _function(_buffers(tile), body)
+
+
+def _vectorized(tile: Tile):
+    """Return the kernel: per vector of planes 2 look-ups a digit, added in bytes where two fit."""
+    primitive = PRIMITIVES[tile.isa]
+    width, parts = primitive.width, tile.rows // primitive.width
+    words, halves = width // 4, width // 2
+    u8, u16, u32 = f"uint8x{width}", f"uint16x{halves}", f"uint32x{words}"
+    looked_up = lambda table, index: T.call_llvm_pure_intrin(
+        u8, primitive.instruction, table, index
+    )
+
+    # for each token, row block, vector and digit: sums of even bytes + 256 · odd, and of odd
+    shape = (tile.tokens, tile.blocks, parts, len(tile.digits), 2)
+
+    def body(planes, tables, sums, partial):
+        vector = T.Ramp(0, 1, halves)
+        everywhere = list(np.ndindex(*shape[:-1]))
+        for at in np.ndindex(*shape):
+            T.buffer_store(partial, T.Broadcast(T.uint16(0), halves), [*at, vector])
+
+        def add(at, byte_sums):
+            value = T.reinterpret(u16, byte_sums)
+            odd = T.shift_right(value, T.Broadcast(T.uint16(8), halves))
+            T.buffer_store(partial, partial[(*at, 0, vector)] + value, [*at, 0, vector])
+            T.buffer_store(partial, partial[(*at, 1, vector)] + odd, [*at, 1, vector])
+
+        def table(m, step, half, d):
+            entries = tables[m, step, half, d, T.Ramp(0, 1, ENTRIES)]
+            copies = width // ENTRIES
+            return T.Shuffle([entries] * copies, list(range(width))) if copies > 1 else entries
+
+        def add_step(step):
+            for at in everywhere:
+                m, r, part, d = at
+                word = planes[r, 0, step, T.Ramp(part * words, 1, words)]
+                index = T.reinterpret(u8, word)
+                low = T.bitwise_and(index, T.Broadcast(T.uint8(15), width))
+                high = T.shift_right(index, T.Broadcast(T.uint8(4), width))
+                first = looked_up(table(m, step, 0, d), low)
+                second = looked_up(table(m, step, 1, d), high)
+                if tile.digits[d] < 8:
+                    add(at, first + second)
+                else:
+                    add(at, first)
+                    add(at, second)
+
+        with T.serial(0, tile.steps // tile.unroll) as outer:
+            for inner in range(tile.unroll):
+                step = outer * tile.unroll + inner
+                if tile.prefetch:
+                    for r in range(tile.blocks):
+                        ahead = planes[r, 0, step + tile.prefetch // tile.rows, 0]
+                        fetch = ("llvm.prefetch", T.address_of(ahead), 0, 3, 1)
+                        T.evaluate(T.call_llvm_intrin("void", *fetch))
+                add_step(step)
+
+        for m, r, part in np.ndindex(*shape[:3]):
+            at_lanes = T.Ramp(part * words, 1, words)
+            for v in range(VIEWS):
+                total = sums[m, r, 0, v, at_lanes]
+                for d, place in enumerate(_places(tile.digits)):
+                    odd = partial[m, r, part, d, 1, vector]
+                    shifted = T.shift_left(odd, T.Broadcast(T.uint16(8), halves))
+                    half = odd if v % 2 else partial[m, r, part, d, 0, vector] - shifted
+                    pair = T.reinterpret(u32, half)
+                    mask, sixteen = (T.Broadcast(T.uint32(n), words) for n in (0xFFFF, 16))
+                    value = T.shift_right(pair, sixteen) if v > 1 else T.bitwise_and(pair, mask)
+                    total = total + T.shift_left(value, T.Broadcast(T.uint32(place), words))
+                T.buffer_store(sums, total, [m, r, 0, v, at_lanes])
+
+    return _function(_buffers(tile), body, (*shape, halves))
+
+
+def _generic(tile: Tile):
+    def body(planes, tables, sums):
+        lanes = tile.rows // VIEWS
+        with T.grid(tile.tokens, tile.blocks, tile.steps, lanes) as (m, r, step, i):
+            for v in range(VIEWS):
+                total = sums[m, r, 0, v, i]
+                for half in range(2):
+                    shift = T.uint32(v * 8 + half * GROUP)
+                    shifted = T.shift_right(planes[r, 0, step, i], shift)
+                    index = T.Cast("int32", T.bitwise_and(shifted, T.uint32(ENTRIES - 1)))
+                    for d, place in enumerate(_places(tile.digits)):
+                        digit = T.Cast("uint32", tables[m, step, half, d, index])
+                        total = total + T.shift_left(digit, T.uint32(place))
+                T.buffer_store(sums, total, [m, r, 0, v, i])
+
+    return _function(_buffers(tile), body)

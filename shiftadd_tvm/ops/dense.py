@@ -1,7 +1,7 @@
 """dense: matrices that are not binary-coded (embedding, head), in the precision they are stored in.
 
-Stored in lane order (`lut.py`): raw (NB, K, L), row b L + l in lane l, so that the head's product
-is vertical over rows and the same bytes serve the embedding's look-up. The raw type is float32,
+Stored in lane order: raw (NB, K, L), row b L + l in lane l, so that the head's product is vertical
+over rows and the same bytes serve the embedding's look-up. NB is even: prefill reads panels of two. The raw type is float32,
 float16, uint16 (the bits of bfloat16) or int8 (with a float32 scale a row, applied to the output).
 """
 
@@ -9,12 +9,16 @@ import numpy as np
 from tvm import te
 from tvm.tirx import const, reinterpret
 
-from shiftadd_tvm.ops.lut import lane_blocks
 from shiftadd_tvm.ops.shift import Array
 from shiftadd_tvm.tensorfile import to_float32
 
 # safetensors dtype -> dtype of the raw lanes
 RAW_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "uint16", "I8": "int8"}
+
+
+def lane_blocks(outputs: int, lanes: int) -> int:
+    """Return NB: lane blocks for N rows, padded to an even count."""
+    return -(-outputs // (2 * lanes)) * 2
 
 
 def widen(table, *index):

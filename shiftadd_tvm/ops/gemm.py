@@ -10,6 +10,7 @@ from tvm import te
 from tvm.tirx import Select, const
 
 from shiftadd_tvm.ops import dense, lut
+from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.ops.shift import Array, apply_terms, reference_terms
 
 ROWS = 6  # rows of a register tile: 6 × 2 vectors of accumulators fit 16 vector registers
@@ -17,44 +18,45 @@ ROWS = 6  # rows of a register tile: 6 × 2 vectors of accumulators fit 16 vecto
 
 def planes_product(values, planes, plane_terms, row_terms, outputs: int, bias=None):
     """Return y (n, N) float32 of values (n, K) and a separable packed linear (see `lut.query`)."""
-    count, terms = (int(size) for size in plane_terms.shape)
+    blocks, count, terms = (int(size) for size in plane_terms.shape)
     one = const(1.0, "float32")
     levels = te.compute(
-        (count,),
-        lambda p: apply_terms(one, [plane_terms[p, t] for t in range(terms)]),
+        (blocks, count),
+        lambda b, p: apply_terms(one, [plane_terms[b, p, t] for t in range(terms)]),
         name="levels",
     )
-
-    tile, shape = planes_tile(values, planes, lambda p, n, k: levels[p], outputs)
+    rows = int(planes.shape[3]) * order.VIEWS
+    tile, shape = planes_tile(values, planes, lambda p, n, k: levels[n // rows, p], outputs)
     return lut.scale_rows(tile, shape, row_terms, bias)
 
 
 def planes_tile(values, planes, level, outputs: int):
     """Return (m, n) -> the product with the matrix sum_p level(p, n, k) · plane p, and a shape."""
-    blocks, _, count, lanes = (int(size) for size in planes.shape)
+    blocks, count, _, lanes = (int(size) for size in planes.shape)
+    panels = order.VIEWS // 2  # of two lane blocks each
 
     def element(b, k, j):
-        total = None
+        view, total = b % panels * 2 + j // lanes, None
         for p in range(count):
-            word = planes[b * 2 + j // lanes, k // lut.WORD, p, j % lanes]
-            bit = (word >> (k % lut.WORD).astype("uint32")) & const(1, "uint32")
+            word = planes[b // panels, p, k // order.STEP, j % lanes]
             value = level(p, b * 2 * lanes + j, k)
-            signed = Select(bit == const(1, "uint32"), value, -value)
+            is_positive = order.field(word, view, k % order.STEP, 1) == const(1, "uint32")
+            signed = Select(is_positive, value, -value)
             total = signed if total is None else total + signed
         return total
 
-    return _product(values, element, blocks, lanes, outputs)
+    return _product(values, element, blocks * panels, lanes, outputs)
 
 
 def dense_product(values, table, outputs: int, scale=None, bias=None):
     """Return y (n, N) float32 of values (n, K) and a matrix in the lane order of `dense.py`."""
     blocks, _, lanes = (int(size) for size in table.shape)
     element = lambda b, k, j: dense.widen(table, b * 2 + j // lanes, k, j % lanes)
-    tile, shape = _product(values, element, blocks, lanes, outputs)
+    tile, shape = _product(values, element, blocks // 2, lanes, outputs)
     return dense.finish(tile, shape, scale, bias)
 
 
-def _product(values, element, blocks: int, lanes: int, outputs: int):
+def _product(values, element, panels: int, lanes: int, outputs: int):
     """Return (m, n) -> the sum over k, and the shape of y; stages `rows`, `panel`, `sums`."""
     count, inputs = values.shape[0], int(values.shape[1])
     tiles, width = (count + (ROWS - 1)) // ROWS, 2 * lanes
@@ -64,10 +66,10 @@ def _product(values, element, blocks: int, lanes: int, outputs: int):
         lambda t, k, i: te.if_then_else(t * ROWS + i < count, values[t * ROWS + i, k], zero),
         name="rows",
     )
-    panel = te.compute((blocks // 2, inputs, width), element, name="panel")
+    panel = te.compute((panels, inputs, width), element, name="panel")
     k = te.reduce_axis((0, inputs), "k")
     sums = te.compute(
-        (blocks // 2, tiles, ROWS, width),
+        (panels, tiles, ROWS, width),
         lambda b, t, i, j: te.sum(rows[t, k, i] * panel[b, k, j], axis=k),
         name="sums",
     )

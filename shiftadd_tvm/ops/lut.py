@@ -1,96 +1,205 @@
-"""lut: a binary-coded matrix times activations by table look-up and addition.
+"""lut: a binary-coded matrix times activations by table look-up and addition, in exact integers.
 
-    build   tables[m, g, e] = sum_j (bit j of e ? +x[m, 4 g + j] : -x[m, 4 g + j])    16 signed sums
-    query   y[m, n] = r[n] · sum_p c[p] · sum_g tables[m, g, nibble g of plane p of row n]
+    fix     q[m, k] = x[m, k] / 2^e[m], rounded: whole numbers below 2^bits, one exponent a row
+    build   tables[m, g, i] = sum_j (bit j of i agrees with the sign of q[m, 4 g + j] ? |q| : 0)
+    query   y[m, n] = 2^e · r[n] · sum_p c[p] · (2 sum_g tables[m, g, nibble g of row n] - sum_k |q|)
 
-c and r are sums of powers of two, applied by `shift`; the column scales s and the rotation have
-been applied to x before, so one table serves every plane and every linear that reads x.
+All 16 signed sums of 4 inputs have one parity: half of (sum + sum of |q|) loses nothing, needs a bit
+less, and is never negative. So it is cut into unsigned digits of 7 bits, two of which still fit a
+byte when added: half of the adds happen in bytes, the rest in 16 bits, exactly, over a whole chunk of
+steps (`planes.py`). Every order of summation gives the same integer.
 
-Packed order "u32-lanes<L>" (L rows side by side, one row a lane, so that every step is vertical):
+c and r are sums of powers of two, applied by `shift`; the column scales s and the rotation have been
+applied to x before, so one table serves every plane and every linear that reads x.
 
-    planes      uint32 (NB, KB, P, L)   bit t of word [b, kb, p, l] = input 32 kb + t of row b L + l
-    row_terms   uint8  (terms, NB L)    transposed, so that lanes load side by side
-
-NB is padded to an even count: prefill (`gemm.py`) reads panels of two lane blocks. Padding rows are
-all -1 with absent terms, padding inputs meet activations of zero.
-
-The look-up is written as a reduction over all 16 entries of [nibble == e] · tables[e]: affine in
+The look-up is written as a reduction over all 16 entries of [nibble == i] · tables[i]: affine in
 every index, the same value, and the form that `tensorize` can match. No schedule may compile it as
-it stands; each replaces it by a real look-up.
+it stands; each replaces it by a real look-up. Data is unsigned throughout: `tensorize` widens a
+Relax function's int32 arithmetic to int64.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from tvm import te
-from tvm.tirx import Select, const
+from tvm.tirx import Select, abs as absolute, const, nearbyint, reinterpret
 
-from shiftadd_tvm.ops.shift import Array, apply_terms, reference_terms
+from shiftadd_tvm.ops import planes as order
+from shiftadd_tvm.ops.planes import ENTRIES, GROUP
+from shiftadd_tvm.ops.shift import (
+    FRACTION_BITS,
+    SIGN_BIT,
+    Array,
+    apply_terms,
+    reference_shift,
+    reference_terms,
+    shift,
+)
+from shiftadd_tvm.powers import EXPONENT_BIAS
 
-GROUP = 4  # inputs a table covers
-ENTRIES = 1 << GROUP
-WORD = 32  # inputs a packed word covers
-GROUPS = WORD // GROUP
+NAN_BITS = 0x7FC00000
+NOT_FINITE = 255  # as a row's exponent: it held Inf, NaN, or more than `shift` reaches
 
 
-def padded_inputs(inputs: int) -> int:
-    """Return K rounded up to whole words."""
-    return -(-inputs // WORD) * WORD
+@dataclass(frozen=True)
+class Format:
+    """How activations are held: magnitudes below 2^bits, table entries as digits of a byte each."""
+
+    name: str
+    bits: int
+    digit_bits: tuple[int, ...]  # lowest first
+
+    @property
+    def digits(self) -> list[tuple[int, int]]:
+        """The (place, bits) of each digit."""
+        return [(sum(self.digit_bits[:i]), bits) for i, bits in enumerate(self.digit_bits)]
+
+    @property
+    def fields(self) -> tuple[int, int]:
+        """The exponent fields of a peak below 2^(field - 126) for which ±(field - 126 - bits) is
+        an exponent that `shift` takes."""
+        return 126 - EXPONENT_BIAS + self.bits, 126 + EXPONENT_BIAS + self.bits
 
 
-def lane_blocks(outputs: int, lanes: int) -> int:
-    """Return NB: lane blocks for N rows, padded to an even count."""
-    return -(-outputs // (2 * lanes)) * 2
+# an entry is at most 4 (2^bits - 1): 14 bits, or 8
+FORMATS = {f.name: f for f in (Format("int16", 12, (7, 7)), Format("int8", 6, (8,)))}
+FLOAT = "float32"  # the format of `lut_float.py`
 
 
-def build(values):
-    """Return the tables (M, KB 8, 16) float32 of activations values (M, K) float32."""
+def _u32(number: int):
+    return const(number, "uint32")
+
+
+def _fixed(values, form: Format):
+    """Return the stages q (M, K) int16 and scale (M, 2) uint32: sum of |q|, exponent e + 64."""
     rows, inputs = values.shape[0], int(values.shape[1])
-    groups = padded_inputs(inputs) // GROUP
-    zero = const(0.0, "float32")
+    low, high = (_u32(field) for field in form.fields)
+    k = te.reduce_axis((0, inputs), "k")
+    magnitude = lambda m, k: reinterpret("uint32", values[m, k]) & _u32(0x7FFFFFFF)
+    peak = te.compute((rows,), lambda m: te.max(magnitude(m, k), axis=k), name="peak")
+    field = te.compute((rows,), lambda m: te.max(peak[m] >> _u32(FRACTION_BITS), low), name="field")
 
-    def signed(m, g, e, j):
-        k = g * GROUP + j
-        x = values[m, k] if inputs % WORD == 0 else te.if_then_else(k < inputs, values[m, k], zero)
-        return Select(((e >> j) & 1) == 1, x, -x)
+    def rounded(m, k):
+        whole = nearbyint(shift(values[m, k], high - te.min(field[m], high)))
+        top = const(float((1 << form.bits) - 1), "float32")
+        kept = te.max(te.min(whole, top), -top)
+        return Select(field[m] <= high, kept, const(0.0, "float32")).astype("int16")
 
-    def entry(m, g, e):
-        return (signed(m, g, e, 0) + signed(m, g, e, 1)) + (signed(m, g, e, 2) + signed(m, g, e, 3))
+    fixed = te.compute((rows, inputs), rounded, name="fixed")
+    j = te.reduce_axis((0, inputs), "j")
+    total = te.compute(
+        (rows,), lambda m: te.sum(absolute(fixed[m, j]).astype("uint32"), axis=j), name="total"
+    )
+    exponent = lambda m: Select(field[m] <= high, field[m] - low, _u32(NOT_FINITE))
+    both = lambda m, i: te.if_then_else(i == 0, total[m], exponent(m))
+    return fixed, te.compute((rows, 2), both, name="scale")
 
-    return te.compute((rows, groups, ENTRIES), entry, name="tables")
+
+def _unfixed(value, exponent):
+    """Return value · 2^e for a row's exponent + 64, NaN for a row that was not finite."""
+    nan = reinterpret("float32", _u32(NAN_BITS))
+    return Select(exponent == _u32(NOT_FINITE), nan, shift(value, exponent))
 
 
-def query(tables, planes, plane_terms, row_terms, outputs: int, bias=None):
-    """Return y (M, N) float32; shapes as in the head, plane_terms (P, <=3), bias (N,) float32."""
+def rounded(values, form: Format):
+    """Return values (n, K) float32 as the look-ups hold them: what prefill multiplies with."""
+    fixed, scale = _fixed(values, form)
+    back = lambda m, k: _unfixed(fixed[m, k].astype("float32"), scale[m, 1])
+    return te.compute(values.shape, back, name="rounded")
+
+
+def build(values, form: Format):
+    """Return tables (M, KB, 2, digits, 16) uint8 and scale (M, 2) uint32 of values (M, K) float32."""
+    rows, inputs = values.shape[0], int(values.shape[1])
+    length, count = order.steps(inputs), len(form.digit_bits)
+    fixed, scale = _fixed(values, form)
+    zero = const(0, "int16")
+
+    def padded(m, k):
+        whole = inputs == length * order.STEP
+        return fixed[m, k] if whole else te.if_then_else(k < inputs, fixed[m, k], zero)
+
+    # where all negative ones are chosen and no positive one: from there each +1 adds its q
+    lowest = te.compute(
+        (rows, length * 2),
+        lambda m, g: sum(-te.min(padded(m, g * GROUP + j), zero) for j in range(GROUP)),
+        name="lowest",
+    )
+
+    def digit(m, s, half, d, entry):
+        value, g = lowest[m, s * 2 + half], s * 2 + half
+        for j in range(GROUP):
+            chosen = ((entry >> j) & 1) == 1
+            value = value + Select(chosen, padded(m, g * GROUP + j), zero)
+        result = zero
+        for index, (place, bits) in reversed(list(enumerate(form.digits))):
+            cut = (value >> const(place, "int16")) & const((1 << bits) - 1, "int16")
+            result = cut if index == count - 1 else te.if_then_else(d == index, cut, result)
+        return result.astype("uint8")
+
+    return [te.compute((rows, length, 2, count, ENTRIES), digit, name="tables"), scale]
+
+
+def query(tables, scale, planes, plane_terms, row_terms, outputs: int, form: Format, bias=None):
+    """Return y (M, N) float32 from the results of `build` and planes in packed order (NB, P, KB,
+    L / 4), plane_terms (NB, P, <=3): c of each row block, row_terms (<=2, NB L), bias (N,)."""
     rows = tables.shape[0]
-    blocks, words, count, lanes = (int(size) for size in planes.shape)
-    word = te.reduce_axis((0, words), "word")
-    group = te.reduce_axis((0, GROUPS), "group")
+    blocks, count, length, lanes = (int(size) for size in planes.shape)
+    parts = order.chunks(length * order.STEP)
+    chunk = te.reduce_axis((0, parts), "chunk")
+    step = te.reduce_axis((0, length // parts), "step")
+    half = te.reduce_axis((0, 2), "half")
     entry = te.reduce_axis((0, ENTRIES), "entry")
 
-    def looked_up(m, b, p, lane):
-        shifted = planes[b, word, p, lane] >> (group * GROUP).astype("uint32")
-        nibble = shifted & const(ENTRIES - 1, "uint32")
-        value = tables[m, word * GROUPS + group, entry]
-        chosen = Select(nibble == entry.astype("uint32"), value, const(0.0, "float32"))
-        return te.sum(chosen, axis=[word, group, entry])
+    def looked_up(m, b, p, v, i):
+        s = chunk * (length // parts) + step
+        index = order.field(planes[b, p, s, i], v, half * GROUP, ENTRIES - 1)
+        value = None
+        for d, (place, _) in enumerate(form.digits):
+            digit = tables[m, s, half, d, entry].astype("uint32")
+            digit = digit << _u32(place) if place else digit
+            value = digit if value is None else value + digit
+        chosen = Select(index == entry.astype("uint32"), value, _u32(0))
+        return te.sum(chosen, axis=[chunk, step, half, entry])
 
-    sums = te.compute((rows, blocks, count, lanes), looked_up, name="sums")
+    sums = te.compute((rows, blocks, count, order.VIEWS, lanes), looked_up, name="sums")
+
+    def plane_sum(m, b, p, v, i):
+        # by hand: TVM takes unsigned numbers for ones that never wrap, int32 would be widened
+        double, offset = sums[m, b, p, v, i] + sums[m, b, p, v, i], scale[m, 0]
+        size = Select(double >= offset, double - offset, offset - double)
+        sign = Select(double >= offset, _u32(0), _u32(SIGN_BIT))
+        return reinterpret("float32", reinterpret("uint32", size.astype("float32")) | sign)
+
     # a stage of its own: expressions that nest would repeat the sums in every guard of every term
-    totals = te.compute(
-        (rows, outputs),
-        lambda m, n: _sum_planes(lambda p: sums[m, n // lanes, p, n % lanes], plane_terms),
-        name="totals",
+    signed = te.compute((rows, blocks, count, order.VIEWS, lanes), plane_sum, name="signed")
+    totals = sum_planes(signed, plane_terms)
+    unfixed = te.compute(
+        totals.shape, lambda m, *at: _unfixed(totals(m, *at), scale[m, 1]), name="unfixed"
     )
-    return scale_rows(lambda m, n: totals[m, n], (rows, outputs), row_terms, bias)
+    return scale_rows(by_row(unfixed), (rows, outputs), row_terms, bias)
 
 
-def _sum_planes(plane_sum, plane_terms):
-    """Return sum_p c[p] · plane_sum(p), c by shifts and adds."""
-    count, terms = (int(size) for size in plane_terms.shape)
-    total = None
-    for p in range(count):
-        scaled = apply_terms(plane_sum(p), [plane_terms[p, t] for t in range(terms)])
-        total = scaled if total is None else total + scaled
-    return total
+def sum_planes(sums, plane_terms):
+    """Return the stage sum_p c[p] · sums[m, b, p, v, i], c by shifts and adds: (M, NB, 4, L / 4)."""
+    rows, blocks, count, views, lanes = sums.shape
+    terms = int(plane_terms.shape[2])
+
+    def total(m, b, v, i):
+        scaled = [
+            apply_terms(sums[m, b, p, v, i], [plane_terms[b, p, t] for t in range(terms)])
+            for p in range(int(count))
+        ]
+        return sum(scaled[1:], scaled[0])
+
+    return te.compute((rows, blocks, views, lanes), total, name="totals")
+
+
+def by_row(totals):
+    """Return (m, n) -> totals (M, NB, 4, L / 4) of row n."""
+    views, lanes = (int(size) for size in totals.shape[2:])
+    rows = views * lanes
+    return lambda m, n: totals[m, n // rows, n % rows // lanes, n % lanes]
 
 
 def scale_rows(value, shape, row_terms, bias):
@@ -104,45 +213,66 @@ def scale_rows(value, shape, row_terms, bias):
     return te.compute(shape, scaled, name="y")
 
 
-def pack_planes(planes: Array, lanes: int) -> Array:
-    """Return canonical planes uint8 (P, N, ceil(K / 8)) in packed order, uint32 (NB, KB, P, L)."""
-    count, outputs, packed = planes.shape
-    blocks, words = lane_blocks(outputs, lanes), -(-packed // 4)
-    padded = np.zeros((count, blocks * lanes, words * 4), np.uint8)
-    padded[:, :outputs, :packed] = planes
-    by_word = padded.view("<u4").reshape(count, blocks, lanes, words)
-    return np.ascontiguousarray(by_word.transpose(1, 3, 0, 2))
+def _reference_fixed(values: Array, form: Format) -> tuple[Array, Array]:
+    """Return q (M, K) int64 and the exponent of each row + 64, or `NOT_FINITE`, int64 (M,)."""
+    low, high = form.fields
+    peak = (np.asarray(values, np.float32).view(np.uint32) & 0x7FFFFFFF).max(axis=1)
+    field = np.maximum(peak >> FRACTION_BITS, low).astype(np.int64)
+    finite = field <= high
+    clean = np.where(finite[:, None], values, np.float32(0)).astype(np.float32)
+    moved = reference_shift(clean, (high - np.minimum(field, high) - EXPONENT_BIAS)[:, None])
+    top = (1 << form.bits) - 1
+    fixed = np.clip(np.rint(moved), -top, top).astype(np.int64)
+    return fixed, np.where(finite, field - low, NOT_FINITE)
 
 
-def pack_row_terms(terms: Array, lanes: int) -> Array:
-    """Return row terms uint8 (N, terms) transposed and padded: uint8 (terms, NB lanes)."""
-    padded = np.zeros((terms.shape[1], lane_blocks(len(terms), lanes) * lanes), np.uint8)
-    padded[:, : len(terms)] = terms.T
-    return padded
+def _reference_unfixed(values: Array, exponents: Array) -> Array:
+    moved = reference_shift(values.astype(np.float32), (exponents - EXPONENT_BIAS)[:, None])
+    return np.where((exponents == NOT_FINITE)[:, None], np.float32(np.nan), moved)
 
 
-def reference_build(values: Array) -> Array:
-    """Return the tables (M, ceil(K / 32) 8, 16) float32 of values (M, K)."""
-    rows, inputs = values.shape
-    padded = np.zeros((rows, padded_inputs(inputs)), np.float32)
-    padded[:, :inputs] = values
+def reference_rounded(values: Array, form: Format) -> Array:
+    """Return values (n, K) float32 as the look-ups hold them."""
+    return _reference_unfixed(*_reference_fixed(values, form))
+
+
+def reference_build(values: Array, form: Format) -> tuple[Array, Array]:
+    """Return tables (M, KB, 2, digits, 16) uint8 and scale (M, 2) uint32 of values (M, K)."""
+    fixed, exponents = _reference_fixed(values, form)
+    rows, inputs = fixed.shape
+    padded = np.zeros((rows, order.steps(inputs), 2, 1, GROUP), np.int64)
+    padded.reshape(rows, -1)[:, :inputs] = fixed
     bits = (np.arange(ENTRIES)[:, None] >> np.arange(GROUP)) & 1
-    signs = (bits * 2 - 1).astype(np.float32)
-    x = padded.reshape(rows, -1, 1, GROUP) * signs
-    return (x[..., 0] + x[..., 1]) + (x[..., 2] + x[..., 3])
+    entries = np.where((bits == 1) == (padded > 0), np.abs(padded), 0).sum(axis=-1)
+    digits = [(entries >> place) & ((1 << width) - 1) for place, width in form.digits]
+    scale = np.stack([np.abs(fixed).sum(axis=1), exponents], axis=1)
+    return np.stack(digits, axis=3).astype(np.uint8), scale.astype(np.uint32)
 
 
 def reference_query(
-    tables: Array, planes: Array, plane_terms: Array, row_terms: Array, bias: Array | None = None
+    tables: Array,
+    scale: Array,
+    planes: Array,
+    plane_terms: Array,
+    row_terms: Array,
+    form: Format,
+    bias: Array | None = None,
 ) -> Array:
-    """Return y (M, N) float32 from tables (M, G, 16), canonical planes uint8 (P, N, ceil(K / 8)),
-    plane_terms (P, terms) and row_terms (N, terms); sums over groups in float64."""
+    """Return y (M, N) float32 from the results of `reference_build`, canonical planes uint8
+    (P, N, ceil(K / 8)), plane_terms (P, terms) and row_terms (N, terms)."""
+    places = np.array([place for place, _ in form.digits])[:, None]
+    entries = (tables.astype(np.int64) << places).sum(axis=3).reshape(len(tables), -1, ENTRIES)
     nibbles = np.stack([planes & 15, planes >> 4], axis=-1).reshape(*planes.shape[:2], -1)
     groups = np.arange(nibbles.shape[-1])
-    sums = tables[:, groups, nibbles].sum(axis=-1, dtype=np.float64).astype(np.float32)  # (M, P, N)
-    total = reference_terms(sums, plane_terms[:, None, :]).sum(axis=1, dtype=np.float32)
-    y = reference_terms(total, row_terms)
+    sums = 2 * entries[:, groups, nibbles].sum(axis=-1) - scale[:, :1, None].astype(np.int64)
+    scaled = reference_terms(sums.astype(np.float32), plane_terms[:, None, :])
+    total = scaled.sum(axis=1, dtype=np.float32)
+    y = reference_terms(_reference_unfixed(total, scale[:, 1].astype(np.int64)), row_terms)
     return y if bias is None else y + bias
 
 
-REFERENCES = {"lut_build": reference_build, "lut_query": reference_query}
+REFERENCES = {
+    "lut_round": reference_rounded,
+    "lut_build": reference_build,
+    "lut_query": reference_query,
+}

@@ -4,7 +4,7 @@
     columns = 1     tables of a[p, n / rows, k] · x[m, k], a set per plane and row block, then adds
 
 a is applied by `shift`. It exists to run the paper's formats side by side with the separable one;
-planes are packed as in `lut.py`.
+planes are packed as in `planes.py`.
 """
 
 import numpy as np
@@ -12,12 +12,13 @@ from tvm import te
 from tvm.tirx import Select, const
 
 from shiftadd_tvm.bcq import unpack_planes
-from shiftadd_tvm.ops import dense, gemm, lut
+from shiftadd_tvm.ops import dense, gemm, lut_float
+from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.ops.shift import Array, apply_terms, reference_terms
 
 
 def query(values, planes, block_terms, outputs: int, rows: int, columns: int, bias=None):
-    """Return y (M, N) float32 of values (M, K), planes (NB, KB, P, L) and block_terms
+    """Return y (M, N) float32 of values (M, K), planes in packed order and block_terms
     (P, ceil(N / rows), ceil(K / columns), <=3); unlike `lut.query` it builds its own tables."""
     form = _columnwise if columns == 1 else _grouped
     lookups = form(values, planes, block_terms, rows, columns)
@@ -26,24 +27,17 @@ def query(values, planes, block_terms, outputs: int, rows: int, columns: int, bi
     return dense.finish(lambda m, n: sums[m, n], shape, None, bias)
 
 
-def _nibble(planes, p, n, g):
-    lanes = int(planes.shape[3])
-    word = planes[n // lanes, g // lut.GROUPS, p, n % lanes]
-    shift = ((g % lut.GROUPS) * lut.GROUP).astype("uint32")
-    return ((word >> shift) & const(lut.ENTRIES - 1, "uint32")).astype("int32")
-
-
 def _grouped(values, planes, block_terms, rows: int, columns: int):
     count, _, blocks, terms = (int(size) for size in block_terms.shape)
-    groups = -(-int(values.shape[1]) // lut.GROUP)
-    tables = lut.build(values)
-    g = te.reduce_axis((0, columns // lut.GROUP), "g")
-    outputs = int(planes.shape[0]) * int(planes.shape[3])
+    groups = -(-int(values.shape[1]) // order.GROUP)
+    tables = lut_float.build(values)
+    g = te.reduce_axis((0, columns // order.GROUP), "g")
+    outputs = int(planes.shape[0]) * int(planes.shape[3]) * order.VIEWS
 
     def partial(m, n, p, c):
-        group = c * (columns // lut.GROUP) + g
+        group = c * (columns // order.GROUP) + g
         entry = te.if_then_else(
-            group < groups, tables[m, group, _nibble(planes, p, n, group)], const(0.0, "float32")
+            group < groups, tables[m, group // 2, group % 2, order.nibble(planes, p, n, group)], const(0.0, "float32")
         )
         return te.sum(entry, axis=g)
 
@@ -60,19 +54,19 @@ def _grouped(values, planes, block_terms, rows: int, columns: int):
 
 def _columnwise(values, planes, block_terms, rows: int, columns: int):
     count, row_blocks, inputs, terms = (int(size) for size in block_terms.shape)
-    groups, zero = -(-inputs // lut.GROUP), const(0.0, "float32")
+    groups, zero = -(-inputs // order.GROUP), const(0.0, "float32")
 
     def scaled(m, p, b, k):
         codes = [block_terms[p, b, k, t] for t in range(terms)]
         return te.if_then_else(k < inputs, apply_terms(values[m, k], codes), zero)
 
-    shape = (values.shape[0], count, row_blocks, groups * lut.GROUP)
+    shape = (values.shape[0], count, row_blocks, groups * order.GROUP)
     shifted = te.compute(shape, scaled, name="shifted")
 
     def entry(m, p, b, g, e):
         signed = [
             Select(((e >> j) & 1) == 1, shifted[m, p, b, g * 4 + j], -shifted[m, p, b, g * 4 + j])
-            for j in range(lut.GROUP)
+            for j in range(order.GROUP)
         ]
         return (signed[0] + signed[1]) + (signed[2] + signed[3])
 
@@ -80,7 +74,7 @@ def _columnwise(values, planes, block_terms, rows: int, columns: int):
     p, g = te.reduce_axis((0, count), "p"), te.reduce_axis((0, groups), "g")
 
     def summed(m, n):
-        return te.sum(tables[m, p, n // rows, g, _nibble(planes, p, n, g)], axis=[p, g])
+        return te.sum(tables[m, p, n // rows, g, order.nibble(planes, p, n, g)], axis=[p, g])
 
     return summed
 

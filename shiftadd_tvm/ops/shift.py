@@ -44,19 +44,20 @@ TEST_VECTORS = (
 
 
 def shift(value, biased):
-    """Return the float32 expression shift(value, biased - 64) for a uint32 `biased` in 1..127.
+    """Return the float32 expression shift(value, biased - 64) for a uint32 `biased` in 0..128.
 
-    Unsigned throughout: `tensorize` widens a Relax function's int32 arithmetic to int64.
+    Unsigned throughout: `tensorize` widens a Relax function's int32 arithmetic to int64. Where a
+    result is used no step wraps: TVM declares unsigned overflow undefined.
     """
     u32 = lambda number: const(number, "uint32")
     bits = reinterpret("uint32", value)
     field = (bits >> u32(FRACTION_BITS)) & u32(FIELD_MAX)
     moved = field + biased  # the result's biased exponent + EXPONENT_BIAS
-    sign = bits & u32(SIGN_BIT)
+    sign, size = bits & u32(SIGN_BIT), bits & u32(SIGN_BIT - 1)
     normal = Select(
         moved >= u32(FIELD_MAX + EXPONENT_BIAS),
         sign | u32(INFINITY_BITS),
-        bits + (biased << u32(FRACTION_BITS)) - u32(EXPONENT_BIAS << FRACTION_BITS),
+        sign | (size + (biased << u32(FRACTION_BITS)) - u32(EXPONENT_BIAS << FRACTION_BITS)),
     )
     guarded = Select(Or(field == u32(0), moved <= u32(EXPONENT_BIAS)), sign, normal)
     return reinterpret("float32", Select(field == u32(FIELD_MAX), bits, guarded))

@@ -1,0 +1,72 @@
+"""lut_query on CPUs: a chunk of a plane at a time, tables in the first cache, threads split rows."""
+
+from tvm.s_tir import Schedule
+
+from shiftadd_tvm.backend import Backend, Knob
+from shiftadd_tvm.ops.planes import VIEWS
+from shiftadd_tvm.schedules.llvm import _lookup
+
+OPS = ("lut_query",)
+KNOBS = {
+    "shared": Knob((1, 2, 4), 2),  # row blocks that share the loads of a table
+    "task": Knob((1, 2, 4, 8), 2),  # times as many go through one chunk of tables together
+    "unroll": Knob((1, 2, 4), 1),  # steps
+    "prefetch": Knob((0, 1024, 2048, 4096, 8192), 0),  # bytes ahead; 0: left to the hardware
+}
+
+
+def schedule(
+    sch: Schedule, backend: Backend, *, shared: int, task: int, unroll: int, prefetch: int
+) -> None:
+    """Tensorize one chunk of steps of a few row blocks; their planes one after the other."""
+    stages = [sch.get_sblock(name) for name in ("sums", "signed", "totals", "unfixed")]
+    sums, y = stages[0], sch.get_sblock("y")
+    outputs = int(sch.get(y).writes[0].source.shape[1])
+    shared = _divisor(outputs, backend.rows, shared)
+    task = _divisor(outputs, backend.rows * shared, task)
+    row, column = sch.get_loops(y)
+    outer, lane = sch.split(column, [None, task * shared * backend.rows])
+    sch.reorder(outer, row, lane)
+    for stage in reversed(stages):
+        sch.set_scope(stage, 0, "local")
+        sch.compute_at(stage, outer, preserve_unit_loops=True)
+    sch.parallel(outer)  # before the reduction is decomposed: afterwards TVM refuses
+    m, blocks, p, v, i, chunk, step, *_ = sch.get_loops(sums)[1:]
+    tile = _tile(sch, sums, step, backend, shared, unroll, prefetch)
+    several, b = sch.split(blocks, [None, shared], preserve_unit_iters=True)
+    # TVM drops loops of extent 1 from what it matches, so they stay outside
+    covered = [loop for loop in (m, b) if int(sch.get(loop).extent) > 1]
+    single = [loop for loop in (m, b) if int(sch.get(loop).extent) == 1]
+    sch.reorder(chunk, several, p, *single, *covered, v, i)
+    start = sch.decompose_reduction(sums, chunk)
+    sch.tensorize([*covered, v][0], _lookup.register(tile))
+    for stage in (start, *stages[1:]):
+        sch.vectorize(sch.get_loops(stage)[-1])
+    if outputs % backend.rows == 0:
+        _, vector = sch.split(lane, [None, backend.rows // VIEWS])
+        sch.vectorize(vector)
+
+
+def _divisor(outputs: int, unit: int, wanted: int) -> int:
+    """Return the largest power of two up to `wanted` that cuts the outputs into whole units."""
+    while wanted > 1 and outputs % (unit * wanted):
+        wanted //= 2
+    return wanted
+
+
+def _tile(
+    sch: Schedule, sums, step, backend: Backend, shared: int, unroll: int, prefetch: int
+) -> _lookup.Tile:
+    tables = sch.get(sums).reads[1].source.shape  # the planes are read first
+    tokens, digits = int(tables[0]), int(tables[3])
+    steps = int(sch.get(step).extent)
+    return _lookup.Tile(
+        isa=backend.isa,
+        rows=backend.rows,
+        tokens=tokens,
+        blocks=shared,
+        steps=steps,
+        digits={1: (8,), 2: (7, 7)}[digits],
+        unroll=_divisor(steps, 1, unroll),
+        prefetch=prefetch,
+    )
