@@ -113,6 +113,7 @@ def compile(
         int | None,
         typer.Option(metavar="N", help="Most tokens of a sequence; default: the model's, up to 2048."),
     ] = None,
+    activations: options.Activations = "int16",
     verify: Annotated[
         bool, typer.Option(help="Compare the artifact with the packed model before publishing.")
     ] = True,
@@ -146,7 +147,13 @@ def compile(
     note = "no artifact was written"
     with leaving(note), console.stages("compiling", count) as stage:
         report = workflow.run_compile(
-            plan, context=context, verify=verify, dump_ir=dump_ir, force=force, progress=stage
+            plan,
+            context=context,
+            activations=activations,
+            verify=verify,
+            dump_ir=dump_ir,
+            force=force,
+            progress=stage,
         )
     fields = {**presentation.compile_fields(report), "output": str(plan.output)}
     console.result(fields, presentation.compile_summary(plan, report))

@@ -17,26 +17,28 @@ from tvm import relax
 from tvm.ir import IRModule
 from tvm.tirx import IntImm
 
-from shiftadd_tvm import artifact, graph, pipeline, verification
+from shiftadd_tvm import artifact, graph, parameters, pipeline, verification
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.errors import OutputError, UnsupportedError, UsageError
 from shiftadd_tvm.files import canonical_json, sha256, staged
+from shiftadd_tvm.ops import lut, lut_float
 from shiftadd_tvm.ops.attention import PAGE
 from shiftadd_tvm.packed import GOLDEN, PackedModel
 from shiftadd_tvm.tensorfile import ALIGNMENT, Source, stream_tensors
 
 DEFAULT_CONTEXT = 2048
 LINK_ROOM = 64 << 20  # bytes of disk to have free for object files and model.so
-ACTIVATIONS = {"lut_query": "float32"}  # the format that each look-up operator reads
+ACTIVATIONS = (*lut.FORMATS, lut_float.NAME)  # formats of look-ups, the default first
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class CompileSettings:
-    """What a user may choose: the context's length, and whether the gate runs."""
+    """What a user may choose: the context, the format of look-ups, and whether the gate runs."""
 
     context: int | None = None  # None: the model's own, at most DEFAULT_CONTEXT
+    activations: str = ACTIVATIONS[0]
     verify: bool = True
     dump_ir: Path | None = None
 
@@ -72,8 +74,9 @@ def compile_model(
     context = check_context(model.decoder.positions, settings.context)
     with staged(output, artifact.MANIFEST, force=force) as folder:
         progress("building the graph")
-        found = graph.parameters(model, backend.lanes)
-        module = graph.build(model, found)
+        groups = parameters.groups(model, backend.rows)
+        found = parameters.parameters(model, backend.lanes, backend.rows)
+        module = graph.build(model, found, groups, settings.activations)
         signatures = _signatures(module)
         progress("compiling kernels")
         executable, kernels = pipeline.build(module, backend, settings.dump_ir)
@@ -81,7 +84,7 @@ def compile_model(
         progress("packing parameters")
         stream_tensors(folder / artifact.PARAMETERS, [_source(p) for p in found])
         _copy_files(model, folder)
-        manifest = _manifest(model, backend, context, found, signatures, kernels, version)
+        manifest = _manifest(model, backend, settings, context, found, signatures, kernels, version)
         manifest["files"] = _files(folder)
         result = _gate(folder, manifest, backend, settings, progress)
         progress("publishing")
@@ -138,7 +141,7 @@ def _linker(compiler: str) -> Any:
     return cc.cross_compiler(compiler)
 
 
-def _source(parameter: graph.Parameter) -> Source:
+def _source(parameter: parameters.Parameter) -> Source:
     nbytes = math.prod(parameter.shape) * np.dtype(parameter.dtype).itemsize
     padded = -(-nbytes // ALIGNMENT) * ALIGNMENT
 
@@ -200,8 +203,9 @@ def _tensor(name: str, type_: Any) -> dict[str, object]:
 def _manifest(
     model: PackedModel,
     backend: Backend,
+    settings: CompileSettings,
     context: int,
-    found: list[graph.Parameter],
+    found: list[parameters.Parameter],
     signatures: dict[str, object],
     kernels: Counter[str],
     version: str,
@@ -214,7 +218,10 @@ def _manifest(
         "abi": artifact.ABI,
         "kind": "decoder",
         "producer": {"shiftadd-tvm": version, **versions},
-        "command": f"compile --target {backend.name} --context {context}",
+        "command": (
+            f"compile --target {backend.name} --context {context} "
+            f"--activations {settings.activations}"
+        ),
         "target": {
             "preset": backend.name,
             "machine": backend.machine,
@@ -222,7 +229,7 @@ def _manifest(
             "tvm": backend.target,
         },
         "packed_order": backend.order,
-        "activations": ACTIVATIONS,
+        "activations": {"lut_query": settings.activations},
         "functions": signatures,
         "parameters": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found],
         "limits": {

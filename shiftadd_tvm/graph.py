@@ -1,4 +1,4 @@
-"""From a packed model to a Relax module and the ordered parameters that its functions take.
+"""From a packed model to a Relax module: the functions of a decoder.
 
     embed(ids (n,) int32)                                       -> x (n, hidden)
     prefill(x (n, hidden), cache of one sequence)               -> hidden states (n, hidden), normed
@@ -6,114 +6,39 @@
     decode_b1, _b2, _b4(ids (b,) int32, cache of b sequences)   -> (b, vocabulary)
     sample(logits (b, vocabulary), the inputs of `layers.SAMPLING` in their order)   -> (b,)
 
-All but `sample` take the tuple of parameters last; n is symbolic up to `CHUNK` rows (`LOGIT_ROWS`
-for logits). The cache's inputs and shapes are those of `ops/attention.py`. Knows no target: a lane
-count comes in, and decides the packed order of every parameter.
+All but `sample` take the tuple of parameters last (`parameters.py`); n is symbolic up to `CHUNK` rows
+(`LOGIT_ROWS` for logits). The cache's inputs and shapes are those of `ops/attention.py`. Knows no
+target: what depends on one stands in the shapes of the parameters.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from tvm import relax, tirx
 from tvm.ir import IRModule
 
 from shiftadd_tvm import layers
-from shiftadd_tvm.bcq import BCQWeight, SeparableScales
-from shiftadd_tvm.families import Decoder
-from shiftadd_tvm.ops import dense, elementwise, lut
+from shiftadd_tvm.ops import elementwise
 from shiftadd_tvm.packed import PackedModel
+from shiftadd_tvm.parameters import Parameter
 
 CHUNK = 256  # rows of a prefill call at most: bounds the planned memory
 LOGIT_ROWS = 32
 BATCHES = (1, 2, 4)
 
-Array = np.ndarray
 
+def build(
+    model: PackedModel,
+    found: list[Parameter],
+    groups: dict[str, layers.Group],
+    activations: str = "int16",
+) -> IRModule:
+    """Return the Relax module of a decoder over `found` and `groups` of `parameters.py`.
 
-@dataclass(frozen=True)
-class Parameter:
-    """One tensor that the library takes: its type, and how it is made from the packed model."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str  # of TVM
-    read: Callable[[], Array]
-
-
-def parameters(model: PackedModel, lanes: int) -> list[Parameter]:
-    """Return every parameter, in the order in which hosts pass them."""
-    decoder = model.decoder
-    found = [_frequencies(decoder)]
-    for name in _stored_matrices(decoder):
-        found += _stored(model, name, lanes)
-    for name in model.names():
-        if name.endswith("norm.weight"):
-            found.append(_copied(model, name))
-    for linear in model.linears():
-        found += _linear(model, linear, lanes)
-    return found
-
-
-def _stored_matrices(decoder: Decoder) -> list[str]:
-    return [decoder.embedding] if decoder.tied_embeddings else [decoder.embedding, decoder.head]
-
-
-def _frequencies(decoder: Decoder) -> Parameter:
-    scaling = asdict(decoder.rope)
-    theta, kind = scaling.pop("theta"), scaling.pop("kind")
-    used = {"default": {}, "linear": {"factor": scaling["factor"]}, "llama3": scaling}[kind]
-    values = elementwise.rope_frequencies(decoder.head_dim, theta, used)
-    return Parameter("rope.frequencies", values.shape, "float32", lambda: values)
-
-
-def _copied(model: PackedModel, name: str) -> Parameter:
-    shape = tuple(model.raw(name).shape)
-    return Parameter(name, shape, "float32", lambda: model.read(name))
-
-
-def _stored(model: PackedModel, name: str, lanes: int) -> list[Parameter]:
-    weight, stored = f"{name}.weight", model.dtype(f"{name}.weight")
-    known = stored in dense.RAW_DTYPES
-    dtype = dense.RAW_DTYPES[stored] if known else "float32"
-    outputs, inputs = model.raw(weight).shape
-    shape = (lut.lane_blocks(outputs, lanes), inputs, lanes)
-    source = model.raw if known else model.read
-    found = [Parameter(weight, shape, dtype, lambda: dense.pack_rows(source(weight), lanes))]
-    return found + ([_raw(model, f"{name}.weight_scale")] if stored == "I8" else [])
-
-
-def _raw(model: PackedModel, name: str) -> Parameter:
-    return Parameter(name, tuple(model.raw(name).shape), "float32", lambda: model.raw(name))
-
-
-def _linear(model: PackedModel, name: str, lanes: int) -> list[Parameter]:
-    weight = model.weight(name)
-    outputs, inputs = weight.shape
-    blocks = lut.lane_blocks(outputs, lanes)
-    planes = (blocks, lut.padded_inputs(inputs) // lut.WORD, weight.bits, lanes)
-    pack = lambda: lut.pack_planes(model.weight(name).planes, lanes)
-    found = [Parameter(f"{name}.planes", planes, "uint32", pack)]
-    leads = model.group(name)[0] == name
-    arrays = {k: v for k, v in weight.arrays().items() if k != "planes"}
-    for suffix, array in arrays.items():
-        if suffix == "row_terms":
-            pack_rows = lambda a=array: lut.pack_row_terms(a, lanes)
-            shape = (array.shape[1], blocks * lanes)
-            found.append(Parameter(f"{name}.{suffix}", shape, "uint8", pack_rows))
-        elif leads or suffix not in ("column_terms", "signs"):
-            same = lambda a=array: a
-            found.append(Parameter(f"{name}.{suffix}", array.shape, "uint8", same))
-    bias = f"{name}.bias"
-    return found + ([_copied(model, bias)] if bias in model.names() else [])
-
-
-def build(model: PackedModel, found: list[Parameter]) -> IRModule:
-    """Return the Relax module of a decoder over `found`, the result of `parameters`."""
+    `activations` is the format of look-ups: a name of `lut.FORMATS`, or `lut_float.NAME`.
+    """
     types = {p.name: relax.TensorType(p.shape, p.dtype) for p in found}
     builder = layers.Builder(types)
-    graph = _DecoderGraph(builder, model)
+    graph = _DecoderGraph(builder, model, groups, activations)
     graph.embed()
     graph.prefill()
     graph.logits()
@@ -126,14 +51,17 @@ def build(model: PackedModel, found: list[Parameter]) -> IRModule:
 class _DecoderGraph:
     """The functions of one decoder."""
 
-    def __init__(self, b: layers.Builder, model: PackedModel) -> None:
+    def __init__(
+        self,
+        b: layers.Builder,
+        model: PackedModel,
+        groups: dict[str, layers.Group],
+        activations: str,
+    ) -> None:
         decoder = model.decoder
         self._b, self._decoder = b, decoder
         self._heads = layers.Heads(decoder.heads, decoder.kv_heads, decoder.head_dim)
-        self._groups = {
-            members[0]: _group(model, members)
-            for members in sorted({model.group(linear) for linear in model.linears()})
-        }
+        self._groups, self._activations = groups, activations
         self._scaled = model.dtype(f"{decoder.embedding}.weight") == "I8"
         self._head = decoder.embedding if decoder.tied_embeddings else decoder.head
 
@@ -196,25 +124,13 @@ class _DecoderGraph:
             q, k, v = self._linears(y, f"{block}.self_attn.q_proj", many)
             y = cache.attend(layer, q, k, v, angles, rows)
             (y,) = self._linears(y, f"{block}.self_attn.o_proj", many)
-            x = b.op("add", (), elementwise.add, x, y)
+            x = b.op("add", (), elementwise.add, x, y.tensor)
             y = layers.norm(b, x, f"{block}.post_attention_layernorm", decoder.norm_epsilon)
             gate, up = self._linears(y, f"{block}.mlp.gate_proj", many)
-            y = b.op("silu_mul", (), elementwise.silu_mul, gate, up)
+            y = layers.gated(b, gate, up)
             (y,) = self._linears(y, f"{block}.mlp.down_proj", many)
-            x = b.op("add", (), elementwise.add, x, y)
+            x = b.op("add", (), elementwise.add, x, y.tensor)
         return layers.norm(b, x, decoder.final_norm, decoder.norm_epsilon)
 
-    def _linears(self, x: Any, leader: str, many: bool) -> list[Any]:
-        return layers.linears(self._b, x, self._groups[leader], many)
-
-
-def _group(model: PackedModel, members: tuple[str, ...]) -> layers.Group:
-    rotation = model.weight(members[0]).rotation
-    linears = tuple(_linear_type(model, name, model.weight(name)) for name in members)
-    return layers.Group(linears, 1 if rotation is None else rotation.block)
-
-
-def _linear_type(model: PackedModel, name: str, weight: BCQWeight) -> layers.Linear:
-    scales = weight.scales
-    block = None if isinstance(scales, SeparableScales) else (scales.rows, scales.columns)
-    return layers.Linear(name, weight.shape[0], f"{name}.bias" in model.names(), block)
+    def _linears(self, x: Any, leader: str, many: bool) -> list[layers.Columns]:
+        return layers.linears(self._b, x, self._groups[leader], self._activations, many)

@@ -22,6 +22,7 @@ from shiftadd_tvm.ops import (
     hadamard,
     lut,
     lut_block,
+    lut_float,
     sample,
     shift,
 )
@@ -31,25 +32,43 @@ Expr = Any  # TVM's classes have no static types
 
 @dataclass(frozen=True)
 class Linear:
-    """What the graph needs to know of a binary-coded linear; parameters are `<name>.<suffix>`."""
+    """What the graph needs to know of one stored matrix of binary planes, `<name>.<suffix>`.
 
-    name: str
-    outputs: int
+    Linears may lie in it one below the other (`parameters.stacked`): `outputs` are the sizes of
+    each of the `members`, and one call computes them all.
+    """
+
+    members: tuple[str, ...]
+    outputs: tuple[int, ...]
     bias: bool
-    block: tuple[int, int] | None  # (rows, columns) that share a scale; None: separable
+    block: tuple[int, int] | None = None  # (rows, columns) that share a scale; None: separable
+
+    @property
+    def name(self) -> str:
+        """The name under which the parameters stand: the first member's."""
+        return self.members[0]
 
 
 @dataclass(frozen=True)
 class Group:
     """Linears that read one activation: rotated, shifted, tabled once, under the leader's name."""
 
-    linears: tuple[Linear, ...]
+    stacks: tuple[Linear, ...]
     rotation: int  # Hadamard block; 1: none
 
     @property
     def leader(self) -> str:
         """The name under which the shared parameters stand."""
-        return self.linears[0].name
+        return self.stacks[0].name
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns start .. start + size of `tensor`: one linear's outputs among those of a stack."""
+
+    tensor: Expr
+    start: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -116,7 +135,8 @@ class Builder:
             self._calls[signature] = call.args[0], call.ty_args[0]
             return self.blocks.emit(call)
         variable, result = self._calls[signature]
-        return self.blocks.emit(relax.call_tir(variable, list(arguments), result))
+        outputs = list(result.fields) if isinstance(result, relax.TupleType) else result
+        return self.blocks.emit(relax.call_tir(variable, list(arguments), outputs))
 
     def tir(self, key: tuple[object, ...], make: Callable[[], Expr]) -> Expr:
         """Return the global variable of a TIR function, added once for each `key`."""
@@ -125,25 +145,64 @@ class Builder:
         return self._functions[key]
 
 
-def linears(b: Builder, x: Expr, group: Group, many: bool) -> list[Expr]:
-    """Return the outputs (n, N) of each linear of a group for activations x (n, K)."""
+def linears(b: Builder, x: Expr, group: Group, activations: str, many: bool) -> list[Columns]:
+    """Return the outputs of each linear of a group for activations x (n, K), in their order.
+
+    `activations` is the format in which look-ups hold them (`ops/lut.py`).
+    """
     if group.rotation > 1:
         rotate = lambda values, signs: hadamard.rotate(values, signs, group.rotation)
         x = b.op("hadamard", (group.rotation,), rotate, x, b.parameter(f"{group.leader}.signs"))
-    if group.linears[0].block is not None:
-        return [_block_linear(b, x, linear, many) for linear in group.linears]
-    x = b.op("shift", (), shift.scale_columns, x, b.parameter(f"{group.leader}.column_terms"))
-    if not many:
-        x = b.op("lut_build", (), lut.build, x)
-    return [_separable_linear(b, x, linear, many) for linear in group.linears]
+    if group.stacks[0].block is not None:
+        results = [_block_linear(b, x, stack, many) for stack in group.stacks]
+    else:
+        x = b.op("shift", (), shift.scale_columns, x, b.parameter(f"{group.leader}.column_terms"))
+        multiply = _prepared(b, x, activations, many)
+        results = [_separable_linear(b, stack, *multiply) for stack in group.stacks]
+    pairs = zip(results, group.stacks, strict=True)
+    return [part for y, stack in pairs for part in _columns(y, stack.outputs)]
 
 
-def _separable_linear(b: Builder, x: Expr, linear: Linear, many: bool) -> Expr:
-    name, function = ("gemm_planes", gemm.planes_product) if many else ("lut_query", lut.query)
-    operands = [b.parameter(f"{linear.name}.{s}") for s in ("planes", "plane_terms", "row_terms")]
-    bias = b.optional(f"{linear.name}.bias", linear.bias)
-    compute = lambda v, p, c, r, *bias: function(v, p, c, r, linear.outputs, *bias)
-    return b.op(name, (linear.outputs,), compute, x, *operands, *bias)
+def _columns(y: Expr, sizes: tuple[int, ...]) -> Iterator[Columns]:
+    start = 0
+    for size in sizes:
+        yield Columns(y, start, size)
+        start += size
+
+
+def _prepared(
+    b: Builder, x: Expr, activations: str, many: bool
+) -> tuple[str, tuple[object, ...], Callable[..., Expr], list[Expr]]:
+    """Return the operator that multiplies x by planes: name, key, function, first operands."""
+    if activations == lut_float.NAME:
+        if many:
+            return "gemm_planes", (), gemm.planes_product, [x]
+        tables = b.op("lut_float_build", (), lut_float.build, x)
+        return "lut_float_query", (), lut_float.query, [tables]
+    form = lut.FORMATS[activations]
+    if many:  # with the numbers that the look-ups have: both phases give the same
+        x = b.op("lut_round", (form,), lambda v: lut.rounded(v, form), x)
+        return "gemm_planes", (), gemm.planes_product, [x]
+    built = b.op("lut_build", (form,), lambda v: lut.build(v, form), x)
+    parts = [b.blocks.emit(relax.TupleGetItem(built, index)) for index in range(2)]
+    query = lambda t, s, p, c, r, n, *bias: lut.query(t, s, p, c, r, n, form, *bias)
+    return "lut_query", (form,), query, parts
+
+
+def _separable_linear(
+    b: Builder,
+    stack: Linear,
+    name: str,
+    key: tuple[object, ...],
+    function: Callable[..., Expr],
+    first: list[Expr],
+) -> Expr:
+    suffixes, outputs = ("planes", "plane_terms", "row_terms"), sum(stack.outputs)
+    operands = [*first, *(b.parameter(f"{stack.name}.{s}") for s in suffixes)]
+    bias = b.optional(f"{stack.name}.bias", stack.bias)
+    count = len(operands)
+    compute = lambda *v: function(*v[:count], outputs, *v[count:])
+    return b.op(name, (*key, outputs), compute, *operands, *bias)
 
 
 def _block_linear(b: Builder, x: Expr, linear: Linear, many: bool) -> Expr:
@@ -152,8 +211,9 @@ def _block_linear(b: Builder, x: Expr, linear: Linear, many: bool) -> Expr:
     rows, columns = linear.block
     operands = [b.parameter(f"{linear.name}.{suffix}") for suffix in ("planes", "block_terms")]
     bias = b.optional(f"{linear.name}.bias", linear.bias)
-    compute = lambda v, p, a, *bias: function(v, p, a, linear.outputs, rows, columns, *bias)
-    return b.op(name, (linear.outputs, rows, columns), compute, x, *operands, *bias)
+    (outputs,) = linear.outputs
+    compute = lambda v, p, a, *bias: function(v, p, a, outputs, rows, columns, *bias)
+    return b.op(name, (outputs, rows, columns), compute, x, *operands, *bias)
 
 
 def embedding(b: Builder, ids: Expr, name: str, hidden: int, scaled: bool) -> Expr:
@@ -169,6 +229,13 @@ def head(b: Builder, x: Expr, name: str, outputs: int, scaled: bool, many: bool)
     scale = b.optional(f"{name}.weight_scale", scaled)
     compute = lambda v, table, *scale: function(v, table, outputs, *scale)
     return b.op(op, (outputs,), compute, x, b.parameter(f"{name}.weight"), *scale)
+
+
+def gated(b: Builder, gate: Columns, up: Columns) -> Expr:
+    """Return silu(gate) · up (n, F)."""
+    layout = (gate.size, gate.start, up.start)
+    compute = lambda g, u: elementwise.silu_mul(g, u, *layout)
+    return b.op("silu_mul", layout, compute, gate.tensor, up.tensor)
 
 
 def norm(b: Builder, x: Expr, name: str, epsilon: float) -> Expr:
@@ -207,19 +274,27 @@ class Cache:
         frequencies = self._b.parameter("rope.frequencies")
         return self._b.op("rope_angles", (), elementwise.rope_angles, positions, frequencies)
 
-    def attend(self, layer: int, q: Expr, k: Expr, v: Expr, angles: Expr, rows: Expr) -> Expr:
+    def _rotated(self, x: Columns, angles: Expr, heads: int) -> Expr:
+        compute = lambda v, a: elementwise.rope(v, a, heads, x.start)
+        return self._b.op("rope", (heads, x.start), compute, x.tensor, angles)
+
+    def attend(
+        self, layer: int, q: Columns, k: Columns, v: Columns, angles: Expr, rows: Expr
+    ) -> Expr:
         """Append k, v (n, keys D) to `layer` and return the attention (n, queries D) of q."""
         b, heads, kind = self._b, self._heads, self._sequence
-        q = b.op(
-            "rope", (heads.queries,), lambda x, a: elementwise.rope(x, a, heads.queries), q, angles
+        queries = self._rotated(q, angles, heads.queries)
+        new_keys = self._rotated(k, angles, heads.keys)
+        layout = (int(v.tensor.ty.shape.values[1]), v.start)
+        append = b.tir(
+            ("append", kind, *layout),
+            lambda: attention.append(heads.keys, heads.size, kind, *layout),
         )
-        k = b.op("rope", (heads.keys,), lambda x, a: elementwise.rope(x, a, heads.keys), k, angles)
-        append = b.tir(("append", kind), lambda: attention.append(heads.keys, heads.size, kind))
         index = tirx.const(layer, "int64")
         written = b.blocks.emit(
             relax.call_tir_inplace(
                 append,
-                [self.keys, self.values, k, v, self.table, self.length, index],
+                [self.keys, self.values, new_keys, v.tensor, self.table, self.length, index],
                 inplace_indices=[0, 1],
                 out_ty=[self._keys_type, self._values_type],
             )
@@ -229,7 +304,7 @@ class Cache:
         make = lambda: attention.attend(heads.queries, heads.keys, heads.size, kind)
         attend = b.tir(("attend", kind), make)
         out = relax.TensorType((rows, heads.queries * heads.size), "float32")
-        operands = [q, self.keys, self.values, self.table, self.length, index]
+        operands = [queries, self.keys, self.values, self.table, self.length, index]
         return b.blocks.emit(relax.call_tir(attend, operands, out))
 
 

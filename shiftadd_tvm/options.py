@@ -1,7 +1,7 @@
 """The options that several verbs share, and how their values are read."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,6 +50,12 @@ AnyPath = Annotated[
 Art = Annotated[
     Path,
     typer.Argument(metavar="ART", help="Artifact folder, made by compile.", show_default=False),
+]
+Activations = Annotated[
+    Literal["int16", "int8", "float32"],
+    typer.Option(
+        help="How look-ups hold activations: 13-bit whole numbers, 7-bit ones, or as they are."
+    ),
 ]
 Output = Annotated[
     Path | None,

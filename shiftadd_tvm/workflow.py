@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shiftadd_tvm.settings import QuantizeSettings
 
 DEFAULT_BITS = 4
+DEFAULT_ACTIVATIONS = "int16"
 # Peak memory of `quantize`, measured: Python with torch, and bytes for each weight of the layers
 # that are quantized together, or of the head, whose logits are the golden ones.
 BASE_MEMORY = 600_000_000
@@ -224,6 +225,7 @@ def run_compile(
     plan: CompilePlan,
     *,
     context: int | None = None,
+    activations: str = DEFAULT_ACTIVATIONS,
     verify: bool = True,
     dump_ir: Path | None = None,
     force: bool = False,
@@ -232,7 +234,9 @@ def run_compile(
     """Carry out a plan whose packed model exists by now."""
     compiler = _module("compiler")
     model: PackedModel = _module("packed").open_packed(plan.packed)
-    settings = compiler.CompileSettings(context=context, verify=verify, dump_ir=dump_ir)
+    settings = compiler.CompileSettings(
+        context=context, activations=activations, verify=verify, dump_ir=dump_ir
+    )
     report: CompileReport = compiler.compile_model(
         model,
         plan.output,
@@ -253,6 +257,7 @@ def compile(
     bits: int | None = None,
     config: str | Path | None = None,
     context: int | None = None,
+    activations: str = DEFAULT_ACTIVATIONS,
     verify: bool = True,
     dump_ir: Path | None = None,
     force: bool = False,
@@ -263,7 +268,14 @@ def compile(
     )
     if plan.quantize is not None:
         run_quantize(plan.quantize)
-    return run_compile(plan, context=context, verify=verify, dump_ir=dump_ir, force=force)
+    return run_compile(
+        plan,
+        context=context,
+        activations=activations,
+        verify=verify,
+        dump_ir=dump_ir,
+        force=force,
+    )
 
 
 def load(path: str | Path, *, threads: int | None = None) -> "TextModel":

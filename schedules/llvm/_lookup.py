@@ -89,7 +89,7 @@ def _strided(name: str, shape: tuple[int, ...], dtype: str, scope: str):
     return T.buffer(shape, dtype, strides=strides, offset_factor=1, scope=scope)
 
 
-def _function(buffers: list, body, locals_=None):
+def intrinsic(buffers: list, body, locals_=None):
     """Return the PrimFunc of an intrinsic: `body(*buffers)` inside its root block.
 
     `locals_` is the shape of 16-bit sums of the intrinsic's own, which `body` gets last. They belong
@@ -141,7 +141,7 @@ def _description(tile: Tile):
                 chosen = T.Select(index == T.Cast("uint32", entry), value, T.uint32(0))
                 T.buffer_store(sums, sums[m, r, 0, v, i] + chosen, [m, r, 0, v, i])
 
-    return _function(_buffers(tile), body)
+    return intrinsic(_buffers(tile), body)
 
 
 def _vectorized(tile: Tile):
@@ -213,7 +213,7 @@ def _vectorized(tile: Tile):
                     total = total + T.shift_left(value, T.Broadcast(T.uint32(place), words))
                 T.buffer_store(sums, total, [m, r, 0, v, at_lanes])
 
-    return _function(_buffers(tile), body, (*shape, halves))
+    return intrinsic(_buffers(tile), body, (*shape, halves))
 
 
 def _generic(tile: Tile):
@@ -231,4 +231,4 @@ def _generic(tile: Tile):
                         total = total + T.shift_left(digit, T.uint32(place))
                 T.buffer_store(sums, total, [m, r, 0, v, i])
 
-    return _function(_buffers(tile), body)
+    return intrinsic(_buffers(tile), body)

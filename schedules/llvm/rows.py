@@ -6,7 +6,7 @@ from tvm.tirx import IntImm
 from shiftadd_tvm.backend import Backend
 
 OPS = (
-    *("shift", "hadamard", "lut_build"),
+    *("shift", "hadamard", "lut_float_build"),
     *("rms_norm", "silu_mul", "add", "rope", "rope_angles", "embed"),
 )
 

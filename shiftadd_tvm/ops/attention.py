@@ -47,9 +47,11 @@ def positions(sequence: bool):
     return positions
 
 
-def append(kv_heads: int, head_dim: int, sequence: bool):
-    """Return the TIR function (keys, values, new keys, new values (n, kv_heads D), table, length,
-    layer) that writes this call's keys and values into the cache, in place."""
+def append(kv_heads: int, head_dim: int, sequence: bool, columns: int = 0, start: int = 0):
+    """Return the TIR function (keys, values, new keys, new values, table, length, layer) that writes
+    this call's keys (n, kv_heads D) and values into the cache, in place; the values are kv_heads D
+    of `columns` (0: no more than those) columns, from `start` on."""
+    columns = columns or kv_heads * head_dim
     one = 1 if sequence else 0
     layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
 
@@ -58,7 +60,7 @@ def append(kv_heads: int, head_dim: int, sequence: bool):
         keys: T.Buffer((layers, pages, kv_heads, head_dim, PAGE), "float32"),
         values: T.Buffer((layers, pages, kv_heads, PAGE, head_dim), "float32"),
         new_keys: T.Buffer((n, kv_heads * head_dim), "float32"),
-        new_values: T.Buffer((n, kv_heads * head_dim), "float32"),
+        new_values: T.Buffer((n, columns), "float32"),
         table: T.Buffer((s, width), "int32"),
         length: T.Buffer((s,), "int32"),
         layer: T.int64,
@@ -72,7 +74,9 @@ def append(kv_heads: int, head_dim: int, sequence: bool):
                 position = T.bind(length[vi * (1 - one)] + T.Cast("int32", vi * one))
                 page = T.bind(table[vi * (1 - one), position // PAGE])
                 keys[layer, page, vh, vd, position % PAGE] = new_keys[vi, vh * head_dim + vd]
-                values[layer, page, vh, position % PAGE, vd] = new_values[vi, vh * head_dim + vd]
+                values[layer, page, vh, position % PAGE, vd] = new_values[
+                    vi, start + vh * head_dim + vd
+                ]
 
     return append
 

@@ -51,12 +51,15 @@ def exp(value):
     return tirx.reinterpret("float32", exponent) * fraction
 
 
-def silu_mul(gate, up):
-    """Return gate · sigmoid(gate) · up elementwise, float32 (n, F)."""
+def silu_mul(gate, up, size: int, gate_start: int = 0, up_start: int = 0):
+    """Return gate · sigmoid(gate) · up elementwise, float32 (n, size), each from its first column."""
     one = const(1.0, "float32")
-    return te.compute(
-        gate.shape, lambda i, j: gate[i, j] / (one + exp(-gate[i, j])) * up[i, j], name="y"
-    )
+
+    def gated(i, j):
+        value = gate[i, j + gate_start]
+        return value / (one + exp(-value)) * up[i, j + up_start]
+
+    return te.compute((gate.shape[0], size), gated, name="y")
 
 
 def add(left, right):
@@ -75,8 +78,9 @@ def rope_angles(positions, frequencies):
     return te.compute((positions.shape[0], 2, half), angle, name="y")
 
 
-def rope(values, angles, heads: int):
-    """Rotate each head's halves as Hugging Face does: values (n, heads D), angles (n, 2, D/2)."""
+def rope(values, angles, heads: int, start: int = 0):
+    """Rotate each head's halves as Hugging Face does: heads D columns of values (n, ...) from
+    `start` on, angles (n, 2, D/2); return (n, heads D)."""
     half = int(angles.shape[2])
 
     def rotated(i, k):
@@ -84,7 +88,7 @@ def rope(values, angles, heads: int):
         j, first = d % half, d < half
         partner = head * (2 * half) + (d + half) % (2 * half)
         sine = tirx.Select(first, -angles[i, 1, j], angles[i, 1, j])
-        return values[i, k] * angles[i, 0, j] + values[i, partner] * sine
+        return values[i, start + k] * angles[i, 0, j] + values[i, start + partner] * sine
 
     return te.compute((values.shape[0], heads * 2 * half), rotated, name="y")
 

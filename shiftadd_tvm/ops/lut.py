@@ -63,7 +63,6 @@ class Format:
 
 # an entry is at most 4 (2^bits - 1): 14 bits, or 8
 FORMATS = {f.name: f for f in (Format("int16", 12, (7, 7)), Format("int8", 6, (8,)))}
-FLOAT = "float32"  # the format of `lut_float.py`
 
 
 def _u32(number: int):

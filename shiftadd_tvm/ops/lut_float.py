@@ -15,6 +15,8 @@ from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.ops.planes import ENTRIES, GROUP
 from shiftadd_tvm.ops.shift import Array, reference_terms
 
+NAME = "float32"  # of the format, beside `lut.FORMATS`
+
 
 def build(values):
     """Return the tables (M, KB, 2, 16) float32 of activations values (M, K) float32."""

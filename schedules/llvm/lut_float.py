@@ -1,0 +1,31 @@
+"""lut_float_query on CPUs: 32-bit lanes are rows, tables are read in registers, threads split rows."""
+
+from tvm.s_tir import Schedule
+
+from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.ops.planes import VIEWS
+from shiftadd_tvm.schedules.llvm import _lookup_float
+
+OPS = ("lut_float_query",)
+
+
+def schedule(sch: Schedule, backend: Backend) -> None:
+    """Tensorize one step of one plane; its 4 vectors of sums stay in registers over all steps."""
+    sums, totals, y = (sch.get_sblock(name) for name in ("sums", "totals", "y"))
+    outputs = int(sch.get(y).writes[0].source.shape[1])
+    row, column = sch.get_loops(y)
+    outer, lane = sch.split(column, [None, backend.rows])
+    sch.reorder(outer, row, lane)
+    for stage in (totals, sums):
+        sch.set_scope(stage, 0, "local")
+        sch.compute_at(stage, outer, preserve_unit_loops=True)
+    sch.parallel(outer)  # before the reduction is decomposed: afterwards TVM refuses
+    m, b, p, v, i, step, *_ = sch.get_loops(sums)[1:]
+    sch.reorder(b, p, m, step, v, i)
+    start = sch.decompose_reduction(sums, step)
+    sch.tensorize(v, _lookup_float.register(backend.isa, backend.rows))
+    for stage in (start, totals):
+        sch.vectorize(sch.get_loops(stage)[-1])
+    if outputs % backend.rows == 0:
+        _, vector = sch.split(lane, [None, backend.rows // VIEWS])
+        sch.vectorize(vector)

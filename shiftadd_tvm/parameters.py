@@ -1,0 +1,164 @@
+"""The ordered parameters that the functions of a decoder take, and how each is packed.
+
+Contract 1 stores every linear by itself. Kernels read row blocks (`ops/planes.py`), and one launch
+costs as much as thousands of look-ups, so linears that read one activation and agree in everything
+but their numbers are stacked, one below the other, under the name of the first.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from shiftadd_tvm.bcq import BCQWeight, SeparableScales
+from shiftadd_tvm.families import Decoder
+from shiftadd_tvm.layers import Group, Linear
+from shiftadd_tvm.ops import dense, elementwise
+from shiftadd_tvm.ops import planes as order
+from shiftadd_tvm.packed import PackedModel
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor that the library takes: its type, and how it is made from the packed model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # of TVM
+    read: Callable[[], Array]
+
+
+def groups(model: PackedModel, rows: int) -> dict[str, Group]:
+    """Return the linears that share an activation by the name of their first, for row blocks of
+    `rows`."""
+    found = {}
+    for members in sorted({model.group(linear) for linear in model.linears()}):
+        rotation = model.weight(members[0]).rotation
+        stacks = tuple(_linear_type(model, stack) for stack in stacked(model, members, rows))
+        found[members[0]] = Group(stacks, 1 if rotation is None else rotation.block)
+    return found
+
+
+def stacked(model: PackedModel, members: tuple[str, ...], rows: int) -> list[tuple[str, ...]]:
+    """Return runs of `members` that one matrix can hold: separable, equal bits and terms, and each
+    but the last of whole row blocks."""
+    runs: list[list[str]] = []
+    for name in members:
+        before = model.weight(runs[-1][-1]) if runs else None
+        if before is not None and _stack(before, model.weight(name), rows):
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return [tuple(run) for run in runs]
+
+
+def _stack(above: BCQWeight, below: BCQWeight, rows: int) -> bool:
+    if not isinstance(above.scales, SeparableScales) or above.shape[0] % rows:
+        return False
+    if not isinstance(below.scales, SeparableScales):
+        return False
+    terms = lambda s: (s.row_terms.shape[1], s.plane_terms.shape)
+    return above.bits == below.bits and terms(above.scales) == terms(below.scales)
+
+
+def _linear_type(model: PackedModel, members: tuple[str, ...]) -> Linear:
+    weights = [model.weight(name) for name in members]
+    scales = weights[0].scales
+    block = None if isinstance(scales, SeparableScales) else (scales.rows, scales.columns)
+    bias = any(f"{name}.bias" in model.names() for name in members)
+    return Linear(members, tuple(weight.shape[0] for weight in weights), bias, block)
+
+
+def parameters(model: PackedModel, lanes: int, rows: int) -> list[Parameter]:
+    """Return every parameter, in the order in which hosts pass them, for vectors of `lanes` float32
+    numbers and row blocks of `rows`."""
+    decoder = model.decoder
+    found = [_frequencies(decoder)]
+    for name in _stored_matrices(decoder):
+        found += _stored(model, name, lanes)
+    for name in model.names():
+        if name.endswith("norm.weight"):
+            found.append(_copied(model, name))
+    for group in groups(model, rows).values():
+        found += _group(model, group, rows)
+    return found
+
+
+def _stored_matrices(decoder: Decoder) -> list[str]:
+    return [decoder.embedding] if decoder.tied_embeddings else [decoder.embedding, decoder.head]
+
+
+def _frequencies(decoder: Decoder) -> Parameter:
+    scaling = asdict(decoder.rope)
+    theta, kind = scaling.pop("theta"), scaling.pop("kind")
+    used = {"default": {}, "linear": {"factor": scaling["factor"]}, "llama3": scaling}[kind]
+    values = elementwise.rope_frequencies(decoder.head_dim, theta, used)
+    return Parameter("rope.frequencies", values.shape, "float32", lambda: values)
+
+
+def _copied(model: PackedModel, name: str) -> Parameter:
+    shape = tuple(model.raw(name).shape)
+    return Parameter(name, shape, "float32", lambda: model.read(name))
+
+
+def _stored(model: PackedModel, name: str, lanes: int) -> list[Parameter]:
+    weight, stored = f"{name}.weight", model.dtype(f"{name}.weight")
+    known = stored in dense.RAW_DTYPES
+    dtype = dense.RAW_DTYPES[stored] if known else "float32"
+    outputs, inputs = model.raw(weight).shape
+    shape = (dense.lane_blocks(outputs, lanes), inputs, lanes)
+    source = model.raw if known else model.read
+    found = [Parameter(weight, shape, dtype, lambda: dense.pack_rows(source(weight), lanes))]
+    return found + ([_raw(model, f"{name}.weight_scale")] if stored == "I8" else [])
+
+
+def _raw(model: PackedModel, name: str) -> Parameter:
+    return Parameter(name, tuple(model.raw(name).shape), "float32", lambda: model.raw(name))
+
+
+def _group(model: PackedModel, group: Group, rows: int) -> Iterator[Parameter]:
+    yield from itertools.chain.from_iterable(_matrix(model, s, rows) for s in group.stacks)
+    arrays = model.weight(group.leader).arrays()
+    for suffix in ("column_terms", "signs"):  # of the activation, not of a linear
+        if suffix in arrays:
+            same = lambda a=arrays[suffix]: a
+            yield Parameter(f"{group.leader}.{suffix}", arrays[suffix].shape, "uint8", same)
+
+
+def _matrix(model: PackedModel, stack: Linear, rows: int) -> Iterator[Parameter]:
+    """Yield what belongs to the rows of one stack, every linear's one below the other's."""
+    weights = [model.weight(name) for name in stack.members]
+    bits, inputs = weights[0].bits, weights[0].shape[1]
+    shape = order.shape(bits, sum(stack.outputs), inputs, rows)
+
+    def planes() -> Array:
+        parts = (model.weight(name).planes for name in stack.members)
+        return np.concatenate([order.pack(part, rows) for part in parts])
+
+    yield Parameter(f"{stack.name}.planes", shape, "uint32", planes)
+    if stack.block is not None:
+        terms = weights[0].arrays()["block_terms"]
+        yield Parameter(f"{stack.name}.block_terms", terms.shape, "uint8", lambda: terms)
+    else:
+        scales = [weight.arrays() for weight in weights]
+        levels = np.concatenate(
+            [
+                np.repeat(scale["plane_terms"][None], order.row_blocks(outputs, rows), axis=0)
+                for scale, outputs in zip(scales, stack.outputs, strict=True)
+            ]
+        )
+        yield Parameter(f"{stack.name}.plane_terms", levels.shape, "uint8", lambda: levels)
+        stacked_rows = np.concatenate([scale["row_terms"] for scale in scales])
+        packed = order.pack_row_terms(stacked_rows, rows)
+        yield Parameter(f"{stack.name}.row_terms", packed.shape, "uint8", lambda: packed)
+    if stack.bias:
+        bias = np.concatenate([_bias(model, *member) for member in zip(stack.members, stack.outputs)])
+        yield Parameter(f"{stack.name}.bias", bias.shape, "float32", lambda: bias)
+
+
+def _bias(model: PackedModel, name: str, outputs: int) -> Array:
+    stored = f"{name}.bias"
+    return model.read(stored) if stored in model.names() else np.zeros(outputs, np.float32)
