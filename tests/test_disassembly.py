@@ -1,5 +1,7 @@
 """Decoding and classes, against encodings that GNU as (x86) and llvm-mc (aarch64) made from the text."""
 
+import random
+
 import pytest
 
 from shiftadd_tvm.disassembly import BRANCH, CALL, JUMP, STOP, UNKNOWN, Instruction, disassemble
@@ -277,3 +279,12 @@ def test_what_no_decoder_knows_is_kept() -> None:
         assert instruction.mnemonic == UNKNOWN and classify(instruction, machine) == (UNKNOWN,)
     exotic = one("c4e279dcc1", "x86_64")  # vaesenc: on vector registers, and in no table
     assert exotic.mnemonic == "vaesenc" and classify(exotic, "x86_64") == (UNKNOWN,)
+
+
+def test_random_words_decode_to_something() -> None:
+    content = random.Random(0).randbytes(64_000)
+    for machine in ("x86_64", "aarch64"):
+        found = disassemble(content, 0, machine)
+        assert sum(instruction.size for instruction in found) == len(content)
+        assert all(set(classify(i, machine)) <= set(CLASSES) for i in found)
+    assert one("1f000010", "aarch64").reference is None  # adr xzr, #0

@@ -89,6 +89,8 @@ def _reference(mnemonic: str, text: str, pages: dict[str, int]) -> int | None:
     names = re.findall(r"\bx\d+\b", text)
     number = re.search(r"#(0x[0-9a-f]+|\d+)", text)
     value = int(number[1], 0) if number else 0
+    if not names:  # adr xzr, or no general register at all
+        return None
     if mnemonic in ("adr", "adrp"):
         pages.pop(names[0], None)
         if mnemonic == "adrp":
@@ -96,6 +98,6 @@ def _reference(mnemonic: str, text: str, pages: dict[str, int]) -> int | None:
         return value if mnemonic == "adr" else None
     paired = mnemonic in ("add", "ldr") and len(names) == 2 and names[1] in pages
     found = pages[names[1]] + value if paired else None
-    if names and not READS_ONLY.fullmatch(mnemonic):
+    if not READS_ONLY.fullmatch(mnemonic):
         pages.pop(names[0], None)
     return found
