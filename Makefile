@@ -54,12 +54,12 @@ clean: ## remove what make made, apart from .venv and the cache
 # needs none, a change of the packaging does.
 .venv/.installed: .venv/bin/pip $(PACKAGING)
 	@echo "installing shiftadd-tvm into .venv (about 400 MB are downloaded the first time)"
-	@$(INSTALL) '.[gguf]'
+	@$(INSTALL) '.[gguf,inspect]'
 	@touch $@
 
 .venv/.installed-dev: .venv/bin/pip $(PACKAGING)
 	@echo "installing shiftadd-tvm and its test tools into .venv (about 400 MB the first time)"
-	@$(INSTALL) '.[gguf,dev]'
+	@$(INSTALL) '.[gguf,inspect,dev]'
 	@touch .venv/.installed $@
 
 # pip is the last thing that venv writes: a half-made .venv has none, and is made anew.

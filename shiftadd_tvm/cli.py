@@ -300,6 +300,9 @@ def verify(
 @app.command()
 def inspect(
     path: options.AnyPath,
+    ops: Annotated[
+        bool, typer.Option("--ops", help="Count an artifact's machine instructions by class.")
+    ] = False,
     config: options.Config = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -309,8 +312,8 @@ def inspect(
 
     console = Console(json=json, verbose=verbose)
     with leaving("nothing was changed"):
-        fields = inspection.inspect(path, config)
-    console.result(fields, presentation.listing(fields))
+        fields = inspection.inspect(path, config, ops)
+    console.result(fields, presentation.inspected(fields))
 
 
 @app.command()

@@ -50,6 +50,9 @@ def examine() -> list[Check]:
         _processor,
         _memory,
         lambda: _package("gguf", "gguf", "GGUF checkpoints", extra="gguf"),
+        lambda: _package("pyelftools", "elftools", "inspect --ops", extra="inspect"),
+        lambda: _package("iced-x86", "iced_x86", "inspect --ops of x86", extra="inspect"),
+        lambda: _package("capstone", "capstone", "inspect --ops of aarch64", extra="inspect"),
     ]
     return [check() for check in checks]
 

@@ -4,17 +4,26 @@ import importlib
 from pathlib import Path
 
 from shiftadd_tvm.artifact import LIBRARY, PARAMETERS, Artifact, is_artifact
-from shiftadd_tvm.errors import BadFileError
+from shiftadd_tvm.errors import BadFileError, UsageError
 from shiftadd_tvm.packed import is_packed, open_packed
 
 Fields = dict[str, object]
 
 
-def inspect(path: str | Path, config: Path | None = None) -> Fields:
-    """Return `kind`, `version`, `effective_bits` and more; raises for what is none of ours."""
+def inspect(path: str | Path, config: Path | None = None, ops: bool = False) -> Fields:
+    """Return `kind`, `version`, `effective_bits` and more; raises for what is none of ours.
+
+    `ops` adds what the kernels of an artifact do, by classes of instructions.
+    """
     place = Path(path)
     if is_artifact(place):
-        return _artifact(Artifact(place))
+        artifact = Artifact(place)
+        return _artifact(artifact) | (_operations(artifact) if ops else {})
+    if ops:
+        raise UsageError(
+            f"--ops counts instructions of compiled kernels, and {path} holds none; "
+            "compile it and name the artifact."
+        )
     if is_packed(place):
         return _packed(place)
     if place.is_dir() and not (place / "config.json").is_file() and config is None:
@@ -47,6 +56,12 @@ def _artifact(artifact: Artifact) -> Fields:
         "verified": manifest.get("verified"),
         "producer": manifest.get("producer"),
     }
+
+
+def _operations(artifact: Artifact) -> Fields:
+    kernels = importlib.import_module("shiftadd_tvm.kernel_inspection")
+    counts = kernels.count_library(artifact.path / LIBRARY)
+    return {"ops": {name: count.to_dict() for name, count in counts.items()}}
 
 
 def _packed(path: Path) -> Fields:

@@ -139,6 +139,43 @@ def listing(fields: Fields) -> str:
     return _rows(rows)
 
 
+def inspected(fields: Fields) -> str:
+    """Return what was found in a file or folder, and the table of its kernels where they were read."""
+    ops = fields.get("ops")
+    found = listing({name: value for name, value in fields.items() if name != "ops"})
+    return f"{found}\n{operations(ops)}" if isinstance(ops, dict) else found
+
+
+OPERATIONS = ("multiply", "add", "shift", "shuffle", "load")
+
+
+def operations(kernels: Mapping[str, Mapping[str, object]]) -> str:
+    """Return the instructions of each kernel's busiest loop by class; alike kernels share a line."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for name, counts in kernels.items():
+        calls = counts["calls"]
+        assert isinstance(calls, list)
+        verdict = "yes" if counts["multiplication_free"] else "no"
+        note = f" (calls {', '.join(calls)})" if calls else ""
+        cells = [str(counts[key]) for key in (*OPERATIONS, "instructions")]
+        operator = name.rstrip("0123456789")
+        lines.setdefault((operator, *cells, verdict + note), []).append(name)
+    rows: list[tuple[str, ...]] = [("kernel", *OPERATIONS, "all", "multiplication-free")]
+    for (_, *numbers), names in lines.items():
+        alike = f" and {len(names) - 1} alike" if len(names) > 1 else ""
+        rows.append((names[0] + alike, *numbers))
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    head = "instructions of the loop that runs most, by class; verdict over all code of the kernel"
+    return "\n".join([head, *(_aligned(row, widths) for row in rows)])
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Return cells in columns: the first and last to the left, numbers to the right."""
+    first, *numbers, last = row
+    middle = "  ".join(f"{cell:>{w}}" for cell, w in zip(numbers, widths[1:-1], strict=True))
+    return f"  {first:<{widths[0]}}  {middle}  {last}"
+
+
 def checks(found: Sequence["Check"]) -> str:
     """Return the doctor's findings, each bad one with its remedy."""
     width = max(len(check.name) for check in found)

@@ -48,7 +48,6 @@ def test_exactly_the_built_verbs_exist(tmp_path: Path) -> None:
     [
         *(("compile", flag) for flag in ("--bundle", "--single-library", "--tuning-log")),
         *(("quantize", flag) for flag in ("--target-size", "--calib", "--calib-tokens")),
-        ("inspect", "--ops"),
     ],
 )
 def test_flags_of_later_versions_do_not_exist(verb: str, flag: str, tmp_path: Path) -> None:

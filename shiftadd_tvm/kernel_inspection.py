@@ -1,0 +1,248 @@
+"""Count what the kernels of a compiled library do, class by class, from its machine code.
+
+A kernel is an exported function and every function that it calls or hands over to be called (the
+body of a parallel loop). Its counts are those of the loop that runs most; that it never multiplies is
+said only when that holds for all of its code.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shiftadd_tvm.control_flow import Loop, find_loops, follow
+from shiftadd_tvm.disassembly import CALL, JUMP, UNKNOWN, Instruction, disassemble
+from shiftadd_tvm.errors import BadFileError
+from shiftadd_tvm.instruction_classes import (
+    CLASSES,
+    MULTIPLY,
+    SCALAR,
+    classify,
+    is_scalar_product,
+)
+from shiftadd_tvm.machine_code import PREFIX, Code, read_code
+
+# Kernels that read weights, and those that prepare or follow; by the names of their operators.
+LINEAR = re.compile(r"(lut|gemm|dense|shift|hadamard|attend)(_[a-z]\w*)?\d*")
+# What a kernel may call without computing elsewhere: TVM's runtime, and moves of memory.
+HARMLESS = re.compile(
+    r"(__)?TVM(FFIError\w+|Backend((Alloc|Free)Workspace|Parallel(Launch|Barrier)))|mem(cpy|set|move)"
+)
+TURNS = 10  # of a loop, where nothing is known: as compilers estimate
+
+
+@dataclass(frozen=True)
+class KernelCount:
+    """What a kernel does. Counts are instructions by class; one that loads and adds counts twice.
+
+    `loop` counts the loop that runs most, `whole` all code; `instructions` and `loop_bytes` are the
+    loop's length, `loaded_bytes` what one turn reads. `data_instructions` leaves out what only
+    touches general registers: addresses, counters, control. `foreign` are called functions whose
+    code is not in the library.
+    """
+
+    name: str
+    loop: dict[str, int]
+    whole: dict[str, int]
+    instructions: int
+    data_instructions: int
+    loop_bytes: int
+    loaded_bytes: int
+    foreign: tuple[str, ...]
+
+    @property
+    def multiplication_free(self) -> bool:
+        """Whether the code proves that no data are multiplied.
+
+        False where it multiplies, and where it holds or calls what cannot be read.
+        """
+        counts = (self.whole, self.loop)
+        return not self.foreign and not any(c[MULTIPLY] or c[UNKNOWN] for c in counts)
+
+    def instructions_per_weight_bit(self, weight_bits: int) -> float:
+        """Return instructions ÷ weight bits, given how many weight bits one turn of the loop covers."""
+        return self.instructions / weight_bits
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the counts as the command line prints them."""
+        return {
+            **self.loop,
+            "instructions": self.instructions,
+            "data_instructions": self.data_instructions,
+            "loop_bytes": self.loop_bytes,
+            "loaded_bytes": self.loaded_bytes,
+            "whole": self.whole,
+            "calls": list(self.foreign),
+            "multiplication_free": self.multiplication_free,
+        }
+
+
+def count_library(path: Path) -> dict[str, KernelCount]:
+    """Return the counts of the linear kernels of `model.so`, by name.
+
+    Raises `BadFileError`, `UnsupportedError`.
+    """
+    code = _read(path)
+    named = {
+        name.removeprefix(PREFIX): place for name, place in code.names.items() if PREFIX in name
+    }
+    kernels = sorted(filter(LINEAR.fullmatch, named), key=_natural)
+    if not kernels:
+        raise BadFileError(
+            f"{path} exports no linear kernel (expected functions such as {PREFIX}lut_query); "
+            "compile it again."
+        )
+    return {name: _count(code, name, named[name]) for name in kernels}
+
+
+def count_instructions(path: Path, function: str) -> KernelCount:
+    """Return the counts of one function of a library or object file, of any operator.
+
+    `function` is its name, with or without `__tvm_ffi_`. Raises `BadFileError`, `UnsupportedError`.
+    """
+    code = _read(path)
+    place = code.names.get(PREFIX + function, code.names.get(function))
+    if place is None:
+        raise BadFileError(f"{path} holds no function {function}; it has {', '.join(code.names)}.")
+    return _count(code, function, place)
+
+
+def _read(path: Path) -> Code:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadFileError(f"{path} cannot be read: {error.strerror}.") from None
+    return read_code(content, str(path))
+
+
+def _natural(name: str) -> tuple[str, int]:
+    stem = name.rstrip("0123456789")
+    return stem, int(name[len(stem) :] or 0)
+
+
+def _count(code: Code, name: str, place: int) -> KernelCount:
+    functions, foreign = _reached(code, place)
+    loops = [(loop, function) for function in functions for loop in find_loops(function)]
+    everything = [i for function in functions for i in function]
+    products = {i.address for loop, function in loops for i in _data_products(loop, function)}
+    innermost = [loop for loop, _ in loops if loop.innermost]
+    busiest = max(innermost, key=_work, default=Loop(tuple(everything), 0, True))
+    whole, inner = _classes(everything, code), _classes(busiest.instructions, code)
+    whole[MULTIPLY] += len(products)
+    inner[MULTIPLY] += len(products & {i.address for i in busiest.instructions})
+    return KernelCount(
+        name=name,
+        loop={key: inner[key] for key in CLASSES},
+        whole={key: whole[key] for key in CLASSES},
+        instructions=len(busiest.instructions),
+        data_instructions=sum(classify(i, code.machine) != (SCALAR,) for i in busiest.instructions),
+        loop_bytes=busiest.code_bytes,
+        loaded_bytes=sum(i.loaded for i in busiest.instructions),
+        foreign=tuple(sorted(foreign)),
+    )
+
+
+def _classes(instructions: Iterable[Instruction], code: Code) -> Counter[str]:
+    return Counter(key for i in instructions for key in classify(i, code.machine))
+
+
+def _work(loop: Loop) -> int:
+    """Return how many vector instructions a loop is estimated to run."""
+    return int(sum(i.vector for i in loop.instructions) * TURNS**loop.depth)
+
+
+def _reached(code: Code, place: int) -> tuple[list[list[Instruction]], set[str]]:
+    """Return the functions that may run, the one at `place` first, and the names of those elsewhere."""
+    found: dict[int, list[Instruction]] = {}
+    foreign: set[str] = set()
+    waiting = [place]
+    while waiting:
+        start = waiting.pop()
+        if start not in found:
+            found[start] = disassemble(code.body(start), start, code.machine)
+            near, far = _leads_to(code, found[start])
+            waiting += near
+            foreign |= far
+    return list(found.values()), foreign
+
+
+def _leads_to(code: Code, function: Sequence[Instruction]) -> tuple[set[int], set[str]]:
+    """Return which functions of the library a function leads to, and what it calls elsewhere."""
+    inside = {i.address for i in function}
+    near: set[int] = set()
+    far: set[str] = set()
+    known: set[str] = set()
+    blind = False  # whether a register or the memory says what is called
+    for instruction in function:
+        mentioned = _mentions(code, instruction)
+        known |= {name for name, _ in mentioned}
+        blind |= instruction.flow == CALL and not mentioned
+        for name, target in mentioned:
+            if target in inside:
+                continue
+            if target is not None and code.section(target) and not _is_stub(code, target):
+                near.add(target)
+            elif instruction.flow in (CALL, JUMP):
+                far.add(name or _stub_name(code, target))
+    if blind and not any(map(HARMLESS.fullmatch, known)):
+        far.add("an unknown function")
+    return near, {name for name in far if not HARMLESS.fullmatch(name)}
+
+
+def _mentions(code: Code, instruction: Instruction) -> list[tuple[str, int | None]]:
+    """Return the symbols and addresses of code that an instruction calls, jumps to or forms."""
+    relocated = [
+        code.relocated[place]
+        for place in range(instruction.address, instruction.address + instruction.size)
+        if place in code.relocated
+    ]
+    if relocated:
+        return relocated
+    places = (instruction.target, instruction.reference)
+    return [(code.slots.get(place, ""), place) for place in places if place is not None]
+
+
+def _is_stub(code: Code, place: int | None) -> bool:
+    section = code.section(place or 0)
+    return section is not None and section.name.startswith(".plt")
+
+
+def _stub_name(code: Code, place: int | None) -> str:
+    """Return the symbol to which a stub of the linker jumps, or the address as text."""
+    section = code.section(place or 0)
+    if place is None or section is None or not _is_stub(code, place):
+        return hex(place or 0)
+    stub = section.content[place - section.address :][:32]
+    for instruction in disassemble(stub, place, code.machine):
+        if instruction.reference in code.slots:
+            return code.slots[instruction.reference]
+    return hex(place)
+
+
+def _data_products(loop: Loop, function: Sequence[Instruction]) -> list[Instruction]:
+    """Return the products of general registers in a loop that are not addresses."""
+    products = filter(is_scalar_product, loop.instructions)
+    return [product for product in products if not _only_addresses(product, function)]
+
+
+def _only_addresses(product: Instruction, function: Sequence[Instruction]) -> bool:
+    """Tell whether a product flows, through general registers, into the address of a load or store,
+    and nowhere into memory or a vector register."""
+    placed = {i.address: i for i in function}
+    seen: set[tuple[int, str]] = set()
+    waiting = [(place, name) for place in follow(product) for name in product.writes]
+    addresses = False
+    while waiting:
+        place, name = waiting.pop()
+        if (place, name) in seen or place not in placed:
+            continue
+        seen.add((place, name))
+        user = placed[place]
+        addresses |= name in user.addresses
+        if name in user.reads and (user.stored or user.vector):
+            return False
+        made = user.writes if name in user.reads and not user.loaded else frozenset()
+        kept = made | ({name} - user.writes)
+        waiting += [(after, register) for after in follow(user) for register in kept]
+    return addresses
