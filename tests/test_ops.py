@@ -17,7 +17,9 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from shiftadd_tvm import backend, bcq, ops
-from shiftadd_tvm.ops import dense, elementwise, gemm, hadamard, lut, lut_block, shift
+from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.ops import dense, elementwise, gemm, hadamard, lut, lut_block, lut_float, shift
+from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.tensorfile import from_float32
 
 FORMATS = ("row-group", "column-wise", "block-wise", "odd")
@@ -59,7 +61,7 @@ class Case:
 
     compute: Callable[..., Any]
     arrays: list[np.ndarray]
-    expected: np.ndarray
+    expected: np.ndarray | list[np.ndarray]
     tolerance: float = 0.0
     symbolic: tuple[int, ...] = ()  # arrays with a symbolic first axis, if the shape asks for it
 
@@ -82,12 +84,12 @@ def biases(rng: np.random.Generator, s: Shape) -> list[np.ndarray]:
     return [numbers(rng, s.outputs)] if s.bias else []
 
 
-def case_shift(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+def case_shift(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     x, codes = numbers(rng, s.rows, s.inputs), term_bytes(rng, s.inputs, s.terms)
     return Case(shift.scale_columns, [x, codes], shift.reference_terms(x, codes), symbolic=(0,))
 
 
-def case_hadamard(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+def case_hadamard(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     x, signs = numbers(rng, s.rows, s.inputs), bcq.random_signs(s.inputs, s.seed)
     block = bcq.rotation_block(s.inputs, 64)
     return Case(
@@ -98,34 +100,76 @@ def case_hadamard(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
     )
 
 
-def case_lut_build(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+def activations(s: Shape, rng: np.random.Generator) -> np.ndarray:
+    """Return activations of any size, with one large one, or whole numbers that none rounds."""
+    if s.terms == 1:
+        return numbers(rng, s.rows, s.inputs)
+    x = rng.standard_normal((s.rows, s.inputs)) * 2.0 ** rng.integers(-9, 9, (s.rows, 1))
+    x[:, 0] *= 20
+    return x.astype(np.float32)
+
+
+def form_of(s: Shape) -> lut.Format:
+    return lut.FORMATS["int8" if s.seed % 3 == 0 else "int16"]
+
+
+def case_lut_build(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    x, form = activations(s, rng), form_of(s)
+    tables, scale = lut.reference_build(x, form)
+    return Case(lambda v: lut.build(v, form), [x], [tables, scale])
+
+
+def case_lut_round(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    x, form = activations(s, rng), form_of(s)
+    expected = lut.reference_rounded(x, form)
+    return Case(lambda v: lut.rounded(v, form), [x], expected, symbolic=(0,))
+
+
+def case_lut_float_build(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     x = rng.standard_normal((s.rows, s.inputs)).astype(np.float32)  # the order of adds is defined
-    return Case(lut.build, [x], lut.reference_build(x), symbolic=(0,))
+    return Case(lut_float.build, [x], lut_float.reference_build(x), symbolic=(0,))
 
 
 def _separable(
-    s: Shape, rng: np.random.Generator, lanes: int
+    s: Shape, rng: np.random.Generator, preset: Backend
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the operands beside the activations: packed, and as the references take them."""
     bits, levels = planes(rng, s), term_bytes(rng, s.bits, s.terms)
     row_terms, bias = term_bytes(rng, s.outputs, min(s.terms, 2)), biases(rng, s)
-    packed = [lut.pack_planes(bits, lanes), levels, lut.pack_row_terms(row_terms, lanes), *bias]
+    blocks = order.row_blocks(s.outputs, preset.rows)
+    packed = [
+        order.pack(bits, preset.rows),
+        np.repeat(levels[None], blocks, axis=0),
+        order.pack_row_terms(row_terms, preset.rows),
+        *bias,
+    ]
     return packed, [bits, levels, row_terms, *bias]
 
 
-def case_lut_query(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
-    tables = lut.reference_build(numbers(rng, s.rows, s.inputs))
-    packed, plain = _separable(s, rng, lanes)
+def case_lut_query(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    form = form_of(s)
+    built = lut.reference_build(activations(s, rng), form)
+    packed, plain = _separable(s, rng, preset)
     return Case(
-        lambda t, p, c, r, *bias: lut.query(t, p, c, r, s.outputs, *bias),
-        [tables, *packed],
-        lut.reference_query(tables, *plain),
+        lambda t, e, p, c, r, *bias: lut.query(t, e, p, c, r, s.outputs, form, *bias),
+        [*built, *packed],
+        lut.reference_query(*built, *plain[:3], form, *plain[3:]),
     )
 
 
-def case_gemm_planes(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+def case_lut_float_query(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    tables = lut_float.reference_build(numbers(rng, s.rows, s.inputs))
+    packed, plain = _separable(s, rng, preset)
+    return Case(
+        lambda t, p, c, r, *bias: lut_float.query(t, p, c, r, s.outputs, *bias),
+        [tables, *packed],
+        lut_float.reference_query(tables, *plain),
+    )
+
+
+def case_gemm_planes(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     x = numbers(rng, s.rows, s.inputs)
-    packed, plain = _separable(s, rng, lanes)
+    packed, plain = _separable(s, rng, preset)
     return Case(
         lambda v, p, c, r, *bias: gemm.planes_product(v, p, c, r, s.outputs, *bias),
         [x, *packed],
@@ -134,25 +178,25 @@ def case_gemm_planes(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
     )
 
 
-def _block(function: Callable[..., Any], s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+def _block(function: Callable[..., Any], s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     rows, columns = s.block()
     x, bits, bias = numbers(rng, s.rows, s.inputs), planes(rng, s), biases(rng, s)
     grid = (s.bits, -(-s.outputs // rows), -(-s.inputs // columns))
     codes = term_bytes(rng, *grid, s.terms)
     return Case(
         lambda v, p, a, *bias: function(v, p, a, s.outputs, rows, columns, *bias),
-        [x, lut.pack_planes(bits, lanes), codes, *bias],
+        [x, lut.pack_planes(bits, preset), codes, *bias],
         lut_block.reference_query(x, bits, codes, rows, columns, *bias),
         symbolic=(0,) if function is lut_block.product else (),
     )
 
 
-def case_lut_block(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
-    return _block(lut_block.query, s, rng, lanes)
+def case_lut_block(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    return _block(lut_block.query, s, rng, preset)
 
 
-def case_gemm_block(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
-    return _block(lut_block.product, s, rng, lanes)
+def case_gemm_block(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    return _block(lut_block.product, s, rng, preset)
 
 
 def _stored(s: Shape, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -161,38 +205,38 @@ def _stored(s: Shape, rng: np.random.Generator) -> tuple[np.ndarray, list[np.nda
     return raw, scale if s.dtype == "I8" else []
 
 
-def _dense(function: Callable[..., Any], s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+def _dense(function: Callable[..., Any], s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     x = numbers(rng, s.rows, s.inputs)
     raw, scale = _stored(s, rng)
     bias = biases(rng, s) if scale else []
     return Case(
         lambda v, table, *more: function(v, table, s.outputs, *more),
-        [x, dense.pack_rows(raw, lanes), *scale, *bias],
+        [x, dense.pack_rows(raw, preset), *scale, *bias],
         dense.reference_dense(x, raw, s.dtype, *scale, *bias),
         symbolic=(0,) if function is gemm.dense_product else (),
     )
 
 
-def case_dense(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
-    return _dense(dense.multiply, s, rng, lanes)
+def case_dense(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    return _dense(dense.multiply, s, rng, preset)
 
 
-def case_gemm_dense(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
-    return _dense(gemm.dense_product, s, rng, lanes)
+def case_gemm_dense(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    return _dense(gemm.dense_product, s, rng, preset)
 
 
-def case_embed(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+def case_embed(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     ids = rng.integers(0, s.outputs, s.rows).astype(np.int32)
     raw, scale = _stored(s, rng)
     return Case(
         lambda i, table, *scale: dense.embed(i, table, s.inputs, *scale),
-        [ids, dense.pack_rows(raw, lanes), *scale],
+        [ids, dense.pack_rows(raw, preset), *scale],
         dense.reference_embed(ids, raw, s.dtype, *scale),
         symbolic=(0,),
     )
 
 
-def case_rms_norm(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+def case_rms_norm(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     x, w = rng.standard_normal((2, s.rows, s.inputs)).astype(np.float32)
     return Case(
         lambda v, weight: elementwise.rms_norm(v, weight, 1e-5),
@@ -203,18 +247,19 @@ def case_rms_norm(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
     )
 
 
-def case_silu_mul(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+def case_silu_mul(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     gate, up = rng.standard_normal((2, s.rows, s.inputs)).astype(np.float32) * 30
     expected = elementwise.reference_silu_mul(gate, up)
-    return Case(elementwise.silu_mul, [gate, up], expected, tolerance=1e-5, symbolic=(0, 1))
+    compute = lambda g, u: elementwise.silu_mul(g, u, s.inputs)
+    return Case(compute, [gate, up], expected, tolerance=1e-5, symbolic=(0, 1))
 
 
-def case_add(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+def case_add(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     left, right = rng.standard_normal((2, s.rows, s.inputs)).astype(np.float32)
     return Case(elementwise.add, [left, right], np.add(left, right), symbolic=(0, 1))
 
 
-def case_rope_angles(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+def case_rope_angles(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     positions = rng.integers(0, 5000, s.rows).astype(np.int32)
     frequencies = elementwise.rope_frequencies(2 * s.inputs, 1e4)
     expected = elementwise.reference_rope_angles(positions, frequencies)
@@ -222,7 +267,7 @@ def case_rope_angles(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
     return Case(compute, [positions, frequencies], expected, tolerance=1e-5, symbolic=(0,))
 
 
-def case_rope(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
+def case_rope(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     heads = s.bits
     x = rng.standard_normal((s.rows, heads * 2 * s.inputs)).astype(np.float32)
     angles = rng.standard_normal((s.rows, 2, s.inputs)).astype(np.float32)
@@ -235,7 +280,7 @@ def case_rope(s: Shape, rng: np.random.Generator, lanes: int) -> Case:
     )
 
 
-CASES: dict[str, Callable[[Shape, np.random.Generator, int], Case]] = {
+CASES: dict[str, Callable[[Shape, np.random.Generator, Backend], Case]] = {
     name.removeprefix("case_"): value for name, value in globals().items() if name[:5] == "case_"
 }
 
@@ -278,7 +323,7 @@ shapes = st.builds(
 )
 @given(s=shapes)
 def test_compiled_equals_reference(op: str, preset: str, s: Shape) -> None:
-    case = CASES[op](s, np.random.default_rng(s.seed), backend.load(preset).lanes)
+    case = CASES[op](s, np.random.default_rng(s.seed), backend.load(preset))
     symbolic = case.symbolic if s.symbolic else ()
     found = kernels.run_op(op, case.compute, case.arrays, symbolic=symbolic, preset=preset)
     assert found.dtype == case.expected.dtype
@@ -292,7 +337,7 @@ def test_compiled_equals_reference(op: str, preset: str, s: Shape) -> None:
 def test_one_compiled_gemm_serves_every_number_of_rows(op: str) -> None:
     preset = kernels.PRESETS[0]
     shape, lanes = Shape(13, 19, 70, 3, 2, symbolic=True), backend.load(preset).lanes
-    case = CASES[op](shape, np.random.default_rng(1), lanes)
+    case = CASES[op](shape, np.random.default_rng(1), preset)
     run = kernels.compile_op(op, case.compute, case.arrays, symbolic=(0,), preset=preset)
     for rows in (1, 2, 5, 6, 7, 12, 13):
         found = run(case.arrays[0][:rows], *case.arrays[1:])
@@ -305,7 +350,7 @@ def test_real_activations(op: str, preset: str) -> None:
     # rounding and the order of sums enter here: the bound is in units of the magnitudes summed
     rng, lanes = np.random.default_rng(2), backend.load(preset).lanes
     shape = Shape(2, 50, 500, 3, 3, dtype="BF16", symbolic=False)
-    case = CASES[op](shape, rng, lanes)
+    case = CASES[op](shape, rng, preset)
     x = rng.standard_normal((2, 500)).astype(np.float32)
     arrays = [lut.reference_build(x) if op == "lut_query" else x, *case.arrays[1:]]
     rng = np.random.default_rng(2)  # draws the same operands again, in the canonical order
@@ -313,6 +358,6 @@ def test_real_activations(op: str, preset: str) -> None:
     if op == "dense":
         expected = dense.reference_dense(x, _stored(shape, rng)[0], "BF16")
     else:
-        expected = gemm.reference_planes(x, *_separable(shape, rng, lanes)[1])
+        expected = gemm.reference_planes(x, *_separable(shape, rng, preset)[1])
     found = kernels.run_op(op, case.compute, arrays, preset=preset)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
