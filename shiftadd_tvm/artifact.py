@@ -31,6 +31,7 @@ LIBRARY = "model.so"
 PARAMETERS = "parameters.safetensors"
 GOLDEN = "golden.safetensors"
 KINDS = ("decoder", "encoder", "function")
+ACTIVATIONS = ("int16", "int8", "float32")  # formats of look-ups
 SMALL_FILE = 64 << 20  # files up to this size are hashed at load
 
 Array = np.ndarray
@@ -113,6 +114,14 @@ class Artifact:
         if not isinstance(value, list) or not all(type(entry) is int for entry in value):
             raise self._bad(f"{section}.{key} is {value!r}, expected whole numbers")
         return value
+
+    def activations(self) -> str:
+        """Return the format in which look-ups hold activations; raises `BadFileError` for another."""
+        found = self.section("activations").get("lut_query")
+        if found not in ACTIVATIONS:
+            expected = ", ".join(ACTIVATIONS)
+            raise self._bad(f"activations.lut_query is {found!r}, expected one of {expected}")
+        return str(found)
 
     def _tensor(self, entry: object) -> TensorSpec:
         fields = entry if isinstance(entry, dict) else {}

@@ -21,14 +21,13 @@ from shiftadd_tvm import artifact, graph, parameters, pipeline, verification
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.errors import OutputError, UnsupportedError, UsageError
 from shiftadd_tvm.files import canonical_json, sha256, staged
-from shiftadd_tvm.ops import lut, lut_float
 from shiftadd_tvm.ops.attention import PAGE
 from shiftadd_tvm.packed import GOLDEN, PackedModel
 from shiftadd_tvm.tensorfile import ALIGNMENT, Source, stream_tensors
 
 DEFAULT_CONTEXT = 2048
 LINK_ROOM = 64 << 20  # bytes of disk to have free for object files and model.so
-ACTIVATIONS = (*lut.FORMATS, lut_float.NAME)  # formats of look-ups, the default first
+
 
 Progress = Callable[[str], None]
 
@@ -38,7 +37,7 @@ class CompileSettings:
     """What a user may choose: the context, the format of look-ups, and whether the gate runs."""
 
     context: int | None = None  # None: the model's own, at most DEFAULT_CONTEXT
-    activations: str = ACTIVATIONS[0]
+    activations: str = artifact.ACTIVATIONS[0]  # the format of look-ups
     verify: bool = True
     dump_ir: Path | None = None
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from tvm.s_tir import TensorIntrin
+from tvm.script.ir_builder import IRBuilder
 from tvm.tirx import Var
 from tvm.tirx.script import builder as T
-from tvm.script.ir_builder import IRBuilder
 
 from shiftadd_tvm.ops.planes import ENTRIES, GROUP, VIEWS
 

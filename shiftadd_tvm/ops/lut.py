@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from tvm import te
-from tvm.tirx import Select, abs as absolute, const, nearbyint, reinterpret
+from tvm.tirx import Select, const, nearbyint, reinterpret
+from tvm.tirx import abs as absolute
 
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.ops.planes import ENTRIES, GROUP

@@ -7,6 +7,7 @@ lengths and tokens. The C library of a later version replaces it, so nothing cle
 import math
 import mmap
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ class Engine:
         self._ffi = library.import_ffi()
         tensors = [self.tensor(array) for array in opened.load_parameters()]
         self._parameters = self._ffi.convert(tensors)
+        self._worker = ThreadPoolExecutor(1, "shiftadd")
         self._allocate(sequences)
 
     def _allocate(self, sequences: int) -> None:
@@ -109,9 +111,13 @@ class Engine:
         return self._ffi.from_dlpack(aligned(array))
 
     def call(self, name: str, *arguments: Any, parameters: bool = True) -> Any:
-        """Call an exported function with arrays or tensors; the parameters come last."""
+        """Call an exported function with arrays or tensors; the parameters come last.
+
+        One thread makes all calls, whoever asks: TVM keeps a pool of threads for each that calls.
+        """
         tensors = [self.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        return self._functions[name](*tensors, *([self._parameters] if parameters else []))
+        bundle = [self._parameters] if parameters else []
+        return self._worker.submit(self._functions[name], *tensors, *bundle).result()
 
     def prefill(self, tokens: Array, table: Array, length: int) -> Any:
         """Append tokens (n,) int32, n <= chunk, to one sequence; return hidden states (n, hidden)."""
