@@ -5,10 +5,11 @@
     logits(hidden states (n, hidden))                           -> (n, vocabulary)
     decode_b1, _b2, _b4(ids (b,) int32, cache of b sequences)   -> (b, vocabulary)
     sample(logits (b, vocabulary), the inputs of `layers.SAMPLING` in their order)   -> (b,)
+    read_memory, read_memory_ahead(words)                       -> checksums (`ops/read_memory.py`)
 
-All but `sample` take the tuple of parameters last; n is symbolic up to `CHUNK` rows (`LOGIT_ROWS`
-for logits). The cache's inputs and shapes are those of `ops/attention.py`. Knows no target: a lane
-count comes in, and decides the packed order of every parameter.
+All but the last two rows take the tuple of parameters last; n is symbolic up to `CHUNK` rows
+(`LOGIT_ROWS` for logits). The cache's inputs and shapes are those of `ops/attention.py`. Knows no
+target: a lane count comes in, and decides the packed order of every parameter.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from tvm.ir import IRModule
 from shiftadd_tvm import layers
 from shiftadd_tvm.bcq import BCQWeight, SeparableScales
 from shiftadd_tvm.families import Decoder
-from shiftadd_tvm.ops import dense, elementwise, lut
+from shiftadd_tvm.ops import dense, elementwise, lut, read_memory
 from shiftadd_tvm.packed import PackedModel
 
 CHUNK = 256  # rows of a prefill call at most: bounds the planned memory
@@ -120,7 +121,17 @@ def build(model: PackedModel, found: list[Parameter]) -> IRModule:
     for batch in BATCHES:
         graph.decode(batch)
     graph.sample()
+    add_read_memory(builder)
     return builder.blocks.finalize()
+
+
+def add_read_memory(b: layers.Builder) -> None:
+    """Add the functions by which a bench measures memory bandwidth."""
+    for op, (runs, columns) in read_memory.SHAPES.items():
+        n, blocks = tirx.Var("n", "int64"), tirx.Var("blocks", "int64")
+        words = relax.Var("words", relax.TensorType((n, runs, blocks, columns), "uint32"))
+        with b.function(op, [words], read_memory.MOST_PARTS, parameters=False) as result:
+            result(b.op(op, (), read_memory.read, words))
 
 
 class _DecoderGraph:
@@ -131,7 +142,7 @@ class _DecoderGraph:
         self._b, self._decoder = b, decoder
         self._heads = layers.Heads(decoder.heads, decoder.kv_heads, decoder.head_dim)
         self._groups = {
-            members[0]: _group(model, members)
+            members[0]: group(model, members)
             for members in sorted({model.group(linear) for linear in model.linears()})
         }
         self._scaled = model.dtype(f"{decoder.embedding}.weight") == "I8"
@@ -208,7 +219,8 @@ class _DecoderGraph:
         return layers.linears(self._b, x, self._groups[leader], many)
 
 
-def _group(model: PackedModel, members: tuple[str, ...]) -> layers.Group:
+def group(model: PackedModel, members: tuple[str, ...]) -> layers.Group:
+    """Return what the layers need to know of linears that share their input."""
     rotation = model.weight(members[0]).rotation
     linears = tuple(_linear_type(model, name, model.weight(name)) for name in members)
     return layers.Group(linears, 1 if rotation is None else rotation.block)
