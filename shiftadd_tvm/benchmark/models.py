@@ -7,6 +7,7 @@ share of the roof is (bytes read / median step) / (median bandwidth of the probe
 """
 
 import math
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,9 +80,13 @@ def measure(
     probed = request.probe_bytes or memory.probe_bytes()
     progress(0, PREFILLS + ROUNDS, "loading")
     ours = {**common, "artifact": str(path), "probe_bytes": probed}
-    with Game("runtime.measured", ours) as table:
+    with (
+        tempfile.TemporaryDirectory(prefix="shiftadd-peers-") as folder,
+        Game("runtime.measured", ours) as table,
+    ):
         if request.baselines:
-            shape = {**_shape(artifact), **common, "decoded_tokens": _decoded(request)}
+            sizes = {"decoded_tokens": _decoded(request), "folder": folder}
+            shape = {**_shape(artifact), **common, **sizes}
             table.seat(peers.models(round(_bits(artifact))), shape)
         times = _play(table, _each(request), progress)
     fields = _fields(artifact, request, times)
