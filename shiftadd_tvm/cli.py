@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftadd_tvm import __version__, interruption, options
+from shiftadd_tvm import __version__, bench_command, interruption, options
 from shiftadd_tvm.console import Console
 from shiftadd_tvm.errors import ShiftAddError, UnsupportedError, UsageError
 from shiftadd_tvm.interruption import Interrupted, leaving
@@ -269,6 +269,9 @@ def evaluate(
             path, request, lambda done, total: progress(done, total, f"window {done} of {total}")
         )
     console.result(fields, presentation.scored(fields))
+
+
+app.command()(bench_command.bench)
 
 
 @app.command()

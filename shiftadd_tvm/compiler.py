@@ -155,7 +155,8 @@ def _source(parameter: parameters.Parameter) -> Source:
 
 
 def _copy_files(model: PackedModel, folder: Path) -> None:
-    shutil.copyfile(model.path / GOLDEN, folder / artifact.GOLDEN)
+    if model.has_golden:
+        shutil.copyfile(model.path / GOLDEN, folder / artifact.GOLDEN)
     for name, content in model.tokenizer_files().items():
         (folder / name).write_bytes(content)
 
@@ -186,6 +187,8 @@ RESULTS = {
     "logits": "logits",
     "decode": "logits",
     "sample": "tokens",
+    "read_memory": "sums",
+    "read_memory_ahead": "sums",
 }
 
 
@@ -231,6 +234,7 @@ def _manifest(
         "activations": {"lut_query": settings.activations},
         "functions": signatures,
         "parameters": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found],
+        "looked_up": _looked_up(model, found),
         "limits": {
             "context": context,
             "page": PAGE,
@@ -243,8 +247,11 @@ def _manifest(
             "vocabulary": decoder.vocabulary,
             "layers": decoder.layers,
             "hidden": decoder.hidden,
+            "intermediate": decoder.intermediate,
+            "heads": decoder.heads,
             "kv_heads": decoder.kv_heads,
             "head_dim": decoder.head_dim,
+            "tied_embeddings": decoder.tied_embeddings,
             "bos": list(decoder.bos),
             "eos": list(decoder.eos),
         },
@@ -257,6 +264,14 @@ def _manifest(
         "load": "map",
         "verified": False,
     }
+
+
+def _looked_up(model: PackedModel, found: list[parameters.Parameter]) -> list[str]:
+    """Return the parameters of which a step reads one row a token, and not all."""
+    decoder = model.decoder
+    names = () if decoder.tied_embeddings else ("weight", "weight_scale")
+    wanted = {f"{decoder.embedding}.{name}" for name in names}
+    return [parameter.name for parameter in found if parameter.name in wanted]
 
 
 def _gate(

@@ -5,8 +5,9 @@
     logits(hidden states (n, hidden))                           -> (n, vocabulary)
     decode_b1, _b2, _b4(ids (b,) int32, cache of b sequences)   -> (b, vocabulary)
     sample(logits (b, vocabulary), the inputs of `layers.SAMPLING` in their order)   -> (b,)
+    read_memory, read_memory_ahead(words)                       -> checksums (`ops/read_memory.py`)
 
-All but `sample` take the tuple of parameters last (`parameters.py`); n is symbolic up to `CHUNK` rows
+All but the last two rows take the tuple of parameters last (`parameters.py`); n is symbolic up to `CHUNK` rows
 (`LOGIT_ROWS` for logits). The cache's inputs and shapes are those of `ops/attention.py`. Knows no
 target: what depends on one stands in the shapes of the parameters.
 """
@@ -17,7 +18,7 @@ from tvm import relax, tirx
 from tvm.ir import IRModule
 
 from shiftadd_tvm import layers
-from shiftadd_tvm.ops import elementwise
+from shiftadd_tvm.ops import elementwise, read_memory
 from shiftadd_tvm.packed import PackedModel
 from shiftadd_tvm.parameters import Parameter
 
@@ -45,7 +46,17 @@ def build(
     for batch in BATCHES:
         graph.decode(batch)
     graph.sample()
+    add_read_memory(builder)
     return builder.blocks.finalize()
+
+
+def add_read_memory(b: layers.Builder) -> None:
+    """Add the functions by which a bench measures memory bandwidth."""
+    for op, (runs, columns) in read_memory.SHAPES.items():
+        n, blocks = tirx.Var("n", "int64"), tirx.Var("blocks", "int64")
+        words = relax.Var("words", relax.TensorType((n, runs, blocks, columns), "uint32"))
+        with b.function(op, [words], read_memory.MOST_PARTS, parameters=False) as result:
+            result(b.op(op, (), read_memory.read, words))
 
 
 class _DecoderGraph:

@@ -10,8 +10,10 @@
 `open_packed` validates the folder whole before anything is used. `packed_writer.py` writes it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -41,6 +43,22 @@ class Golden:
     logits: Array
 
 
+class Tensors(Protocol):
+    """What holds a packed model's tensors: a safetensors file, or what makes them up."""
+
+    def raw(self, name: str) -> Array:
+        """Return a tensor as it is stored."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> Array:
+        """Return rows [start, stop) of a tensor as float32."""
+
+    def dtype(self, name: str) -> str:
+        """Return the safetensors dtype of a tensor."""
+
+    def shape(self, name: str) -> Shape:
+        """Return the shape of a tensor."""
+
+
 class PackedModel:
     """A validated packed model; its tensors stay mapped until they are used."""
 
@@ -49,6 +67,7 @@ class PackedModel:
     quantization: dict[str, object]  # its quantization_config
     decoder: Decoder
     layout: Layout
+    _files: Mapping[str, Tensors]
 
     def __init__(self, path: Path, *, golden: bool = True) -> None:
         """Open and validate the folder `path`; `golden=False` while it is not written yet."""
@@ -109,6 +128,11 @@ class PackedModel:
         if self.dtype(name) == "I8":
             values *= self.raw(f"{name}_scale")[start:stop, None]
         return values
+
+    @property
+    def has_golden(self) -> bool:
+        """Tell whether the folder has golden prompts: all but synthetic models do."""
+        return self._golden is not None
 
     def golden(self) -> Golden:
         """Return the golden prompts and logits."""

@@ -155,7 +155,8 @@ def _matrix(model: PackedModel, stack: Linear, rows: int) -> Iterator[Parameter]
         packed = order.pack_row_terms(stacked_rows, rows)
         yield Parameter(f"{stack.name}.row_terms", packed.shape, "uint8", lambda: packed)
     if stack.bias:
-        bias = np.concatenate([_bias(model, *member) for member in zip(stack.members, stack.outputs)])
+        members = zip(stack.members, stack.outputs, strict=True)
+        bias = np.concatenate([_bias(model, *member) for member in members])
         yield Parameter(f"{stack.name}.bias", bias.shape, "float32", lambda: bias)
 
 

@@ -10,7 +10,8 @@ import importlib
 import json
 import math
 import pkgutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from shiftadd_tvm.errors import OutputError, ShiftAddError, UsageError
 if TYPE_CHECKING:
     from shiftadd_tvm.artifact import Artifact
     from shiftadd_tvm.backend import Backend
+    from shiftadd_tvm.benchmark.models import Request
     from shiftadd_tvm.checkpoint_base import Checkpoint
     from shiftadd_tvm.compiler import CompileReport
     from shiftadd_tvm.packed import PackedModel
@@ -37,6 +39,7 @@ MEMORY_PER_WEIGHT = 24
 MEMORY_PER_HEAD_WEIGHT = 12
 
 QuantizeProgress = Callable[[int, int, str], None]  # weights done, weights in all, what
+BenchProgress = Callable[[int, int, str], None]  # rounds done, rounds in all, what
 Stage = Callable[[str], None]
 
 
@@ -282,6 +285,72 @@ def load(path: str | Path, *, threads: int | None = None) -> "TextModel":
     """Load an artifact to generate text with: `load(path).generate("Once upon a time")`."""
     model: TextModel = _module("runtime.generation").TextModel(path, threads=threads)
     return model
+
+
+def bench(
+    path: str | Path, request: "Request", *, progress: BenchProgress | None = None
+) -> dict[str, Any]:
+    """Measure an artifact; return the fields of `bench --json`."""
+    fields: dict[str, Any] = _module("benchmark.models").measure(
+        Path(path), request, progress or _silent
+    )
+    return {"model": str(path), **fields}
+
+
+def bench_synthetic(
+    name: str,
+    bits: int,
+    request: "Request",
+    *,
+    target: str | None = None,
+    progress: BenchProgress | None = None,
+) -> dict[str, Any]:
+    """Compile a published shape with made-up weights into a temporary folder, and measure it."""
+    progress = progress or _silent
+    backends, models = _module("backend"), _module("benchmark.models")
+    backend = backends.load(target) if target else backends.detect()
+    settings = make_settings(bits=bits, embedding_bits=8)
+    model = _module("synthetic").SyntheticModel(_module("shapes").config(name), settings)
+    context = models.context(request)
+    if context > model.decoder.positions:
+        raise UsageError(
+            f"--prompt-tokens and --new-tokens make {context} tokens, {name} has "
+            f"{model.decoder.positions} positions; ask for fewer."
+        )
+    with _module("runtime.library").without_torch():
+        compiler = _module("compiler")
+    with tempfile.TemporaryDirectory(prefix="shiftadd-bench-") as folder:
+        artifact = Path(folder) / "artifact"
+        chosen = compiler.CompileSettings(context=context, verify=False)
+        stage = lambda what: progress(0, 1, f"{name}: {what}")
+        compiler.compile_model(
+            model, artifact, backend, chosen, version=__version__, progress=stage
+        )
+        _module("files").flush(artifact)  # the disk's work must not go on beside the measurement
+        return {**bench(artifact, request, progress=progress), "model": name}
+
+
+def bench_kernels(
+    shapes: "Sequence[tuple[int, int]] | str",
+    bits: int,
+    *,
+    target: str | None = None,
+    threads: int = 1,
+    baselines: bool = False,
+    progress: BenchProgress | None = None,
+) -> dict[str, Any]:
+    """Measure decode linears (outputs, inputs), or those of a published shape, by its name."""
+    backends, kernels = _module("backend"), _module("benchmark.kernels")
+    backend = backends.load(target) if target else backends.detect()
+    if isinstance(shapes, str):
+        shapes = _module("shapes").linear_shapes(shapes)
+    request = kernels.Request(shapes, bits, backend.name, threads, baselines)
+    fields: dict[str, Any] = kernels.measure(request, progress or _silent)
+    return fields
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    pass
 
 
 def verify(

@@ -12,7 +12,7 @@ from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule, Op
 
 from shiftadd_tvm import backend, graph, layers, pipeline
-from shiftadd_tvm.ops import OP
+from shiftadd_tvm.ops import OP, read_memory
 from shiftadd_tvm.packed import PackedModel, open_packed
 from shiftadd_tvm.quantization import quantize
 from shiftadd_tvm.settings import QuantizeSettings
@@ -176,6 +176,7 @@ def test_exported_functions_and_their_inputs(lowered: IRModule) -> None:
         "logits": ["x", "parameters"],
         **{name: ["ids", *cache, "parameters"] for name in DECODES},
         "sample": ["logits", *layers.SAMPLING],
+        **dict.fromkeys(read_memory.SHAPES, ["words"]),
     }
 
 

@@ -336,7 +336,7 @@ def test_compiled_equals_reference(op: str, preset: str, s: Shape) -> None:
 @pytest.mark.parametrize("op", ["gemm_planes", "gemm_block", "gemm_dense"])
 def test_one_compiled_gemm_serves_every_number_of_rows(op: str) -> None:
     preset = kernels.PRESETS[0]
-    shape, lanes = Shape(13, 19, 70, 3, 2, symbolic=True), backend.load(preset).lanes
+    shape = Shape(13, 19, 70, 3, 2, symbolic=True)
     case = CASES[op](shape, np.random.default_rng(1), preset)
     run = kernels.compile_op(op, case.compute, case.arrays, symbolic=(0,), preset=preset)
     for rows in (1, 2, 5, 6, 7, 12, 13):
@@ -348,7 +348,7 @@ def test_one_compiled_gemm_serves_every_number_of_rows(op: str) -> None:
 @pytest.mark.parametrize("op", ["lut_query", "gemm_planes", "dense"])
 def test_real_activations(op: str, preset: str) -> None:
     # rounding and the order of sums enter here: the bound is in units of the magnitudes summed
-    rng, lanes = np.random.default_rng(2), backend.load(preset).lanes
+    rng = np.random.default_rng(2)
     shape = Shape(2, 50, 500, 3, 3, dtype="BF16", symbolic=False)
     case = CASES[op](shape, rng, preset)
     x = rng.standard_normal((2, 500)).astype(np.float32)

@@ -1,8 +1,9 @@
 """dense: matrices that are not binary-coded (embedding, head), in the precision they are stored in.
 
 Stored in lane order: raw (NB, K, L), row b L + l in lane l, so that the head's product is vertical
-over rows and the same bytes serve the embedding's look-up. NB is even: prefill reads panels of two. The raw type is float32,
-float16, uint16 (the bits of bfloat16) or int8 (with a float32 scale a row, applied to the output).
+over rows and the same bytes serve the embedding's look-up. NB is even: prefill reads panels of two.
+The raw type is float32, float16, uint16 (the bits of bfloat16) or int8 (with a float32 scale a row,
+applied to the output).
 """
 
 import numpy as np

@@ -36,10 +36,9 @@ def _grouped(values, planes, block_terms, rows: int, columns: int):
 
     def partial(m, n, p, c):
         group = c * (columns // order.GROUP) + g
-        entry = te.if_then_else(
-            group < groups, tables[m, group // 2, group % 2, order.nibble(planes, p, n, group)], const(0.0, "float32")
-        )
-        return te.sum(entry, axis=g)
+        index = order.nibble(planes, p, n, group)
+        found = tables[m, group // 2, group % 2, index]
+        return te.sum(te.if_then_else(group < groups, found, const(0.0, "float32")), axis=g)
 
     shape = (values.shape[0], outputs, count, blocks)
     partials = te.compute(shape, partial, name="partials")
@@ -70,7 +69,7 @@ def _columnwise(values, planes, block_terms, rows: int, columns: int):
         ]
         return (signed[0] + signed[1]) + (signed[2] + signed[3])
 
-    tables = te.compute((*shape[:3], groups, lut.ENTRIES), entry, name="tables")
+    tables = te.compute((*shape[:3], groups, order.ENTRIES), entry, name="tables")
     p, g = te.reduce_axis((0, count), "p"), te.reduce_axis((0, groups), "g")
 
     def summed(m, n):

@@ -1,0 +1,102 @@
+"""torch in bfloat16 as a peer of a whole model: transformers' LlamaForCausalLM with random weights.
+
+A model that would be too large, or too slow to set up, is built with fewer layers and measured twice
+in each turn, with all of these and with one: the layers that are missing are taken to cost what those
+in between cost. The note says so.
+"""
+
+import time
+from typing import Any
+
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from shiftadd_tvm.benchmark.turns import Fields, serve
+
+MOST_BYTES = 2_000_000_000  # of weights that are built
+BYTES = 2  # of a weight
+
+
+def layer_weights(request: Fields) -> int:
+    """Return the weights of a layer's linears."""
+    attention, keys = (request[name] * request["head_dim"] for name in ("heads", "kv_heads"))
+    return int(request["hidden"] * (2 * attention + 2 * keys + 3 * request["intermediate"]))
+
+
+def built_layers(request: Fields) -> int:
+    """Return how many layers are built: all where they fit, else at least two."""
+    matrices = 1 if request["tied_embeddings"] else 2
+    left = MOST_BYTES - BYTES * matrices * request["vocabulary"] * request["hidden"]
+    return min(int(request["layers"]), max(left // (BYTES * layer_weights(request)), 2))
+
+
+def extrapolated(whole: float, single: float, built: int, layers: int) -> float:
+    """Return the seconds of `layers` layers, from those of `built` layers and of a single one."""
+    if built == layers:
+        return whole
+    return whole + (layers - built) * (whole - single) / (built - 1)
+
+
+class _Torch:
+    """A model, and a cache filled with the prompt for each count of layers that is measured."""
+
+    def __init__(self, request: Fields) -> None:
+        torch.set_num_threads(request["threads"])
+        torch.manual_seed(0)
+        self._layers, self._built = int(request["layers"]), built_layers(request)
+        config = LlamaConfig(
+            hidden_size=request["hidden"],
+            intermediate_size=request["intermediate"],
+            num_hidden_layers=self._built,
+            num_attention_heads=request["heads"],
+            num_key_value_heads=request["kv_heads"],
+            head_dim=request["head_dim"],
+            vocab_size=request["vocabulary"],
+            max_position_embeddings=request["context"],
+            tie_word_embeddings=request["tied_embeddings"],
+        )
+        torch.set_default_dtype(torch.bfloat16)
+        self._model = LlamaForCausalLM(config).eval()
+        self._all = self._model.model.layers
+        shape = (1, request["prompt_tokens"])
+        self._prompt = torch.randint(0, request["vocabulary"], shape)
+        self._counts = [self._built] if self._built == self._layers else [self._built, 1]
+        self._caches: dict[int, Any] = {}
+        self.prefill()
+
+    def _run(self, count: int, tokens: torch.Tensor) -> float:
+        self._model.model.layers = self._all[:count]
+        with torch.inference_mode():
+            begin = time.perf_counter()
+            self._model(tokens, past_key_values=self._caches[count], logits_to_keep=1)
+            return time.perf_counter() - begin
+
+    def _whole(self, tokens: torch.Tensor) -> float:
+        times = [self._run(count, tokens) for count in self._counts]
+        return extrapolated(times[0], times[-1], self._built, self._layers)
+
+    def prefill(self) -> float:
+        """Return the seconds that the prompt takes in an empty cache."""
+        self._caches = {count: DynamicCache() for count in self._counts}
+        return self._whole(self._prompt)
+
+    def decode(self, tokens: int) -> list[float]:
+        """Return the seconds of each of so many further tokens."""
+        return [self._whole(self._prompt[:, :1]) for _ in range(tokens)]
+
+
+def prepare(request: Fields) -> tuple[Fields, dict[str, Any]]:
+    """Return info and the actions."""
+    model, built = _Torch(request), built_layers(request)
+    matrices = request["vocabulary"] * request["hidden"]
+    info: Fields = {
+        "weight_bytes": BYTES * (request["layers"] * layer_weights(request) + matrices),
+        "version": torch.__version__,
+    }
+    if built < request["layers"]:
+        info["note"] = f"extrapolated to {request['layers']} layers from {built} and from 1"
+    return info, {"prefill": model.prefill, "decode": model.decode}
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,92 @@
+"""Our part in the bench of a whole model: an artifact that prefills, decodes and reads memory in turns.
+
+Run as a process of its own by `benchmark/models.py`. Everything is called from one thread, so that the
+probe of the memory runs on the very threads that decode.
+"""
+
+import time
+
+import numpy as np
+
+from shiftadd_tvm.artifact import Artifact
+from shiftadd_tvm.benchmark import memory
+from shiftadd_tvm.benchmark.turns import Fields, serve
+from shiftadd_tvm.errors import GateError
+from shiftadd_tvm.runtime.engine import Engine, Sampling, Session
+
+READINGS = ("read_memory", "read_memory_ahead")
+
+
+class Measured:
+    """A loaded artifact with a prompt in its cache."""
+
+    def __init__(self, request: Fields) -> None:
+        """Load `artifact`, and prefill `prompt_tokens` random tokens."""
+        self._engine = Engine(
+            Artifact(request["artifact"]), threads=request["threads"], sequences=2
+        )
+        rng = np.random.default_rng(0)
+        self._tokens = rng.integers(0, self._engine.vocabulary, self._engine.context).tolist()
+        self._prompt = self._tokens[: request["prompt_tokens"]]
+        self._session = Session(self._engine)
+        logits = self._session.prefill(self._prompt)
+        if not np.isfinite(logits).all():
+            raise GateError(f"{request['artifact']} computes NaN or Inf; its speed says nothing.")
+        self._logits = logits
+        words = memory.probe_words(request["probe_bytes"])
+        views = memory.probe_views(words, self._shapes(), request["threads"])
+        self._views = {name: (self._engine.tensor(v), v.nbytes) for name, v in views.items()}
+
+    def _shapes(self) -> dict[str, tuple[int, int]]:
+        functions = self._engine.artifact.section("functions")
+        shapes = {}
+        for name in READINGS:
+            signature = functions[name]
+            assert isinstance(signature, dict)
+            _, runs, _, columns = signature["inputs"][0]["shape"]
+            shapes[name] = (runs, columns)
+        return shapes
+
+    def probe(self) -> dict[str, float]:
+        """Return the bytes a second of each reading."""
+        rates = {}
+        for name, (view, nbytes) in self._views.items():
+            begin = time.perf_counter()
+            self._engine.call(name, view, parameters=False)
+            rates[name] = nbytes / (time.perf_counter() - begin)
+        return rates
+
+    def prefill(self) -> float:
+        """Return the seconds that the prompt takes, up to its last token's logits."""
+        session = Session(self._engine)
+        begin = time.perf_counter()
+        session.prefill(self._prompt)
+        elapsed = time.perf_counter() - begin
+        session.close()
+        return elapsed
+
+    def decode(self, tokens: int) -> list[float]:
+        """Return the seconds of each of so many further tokens, without choosing them."""
+        times = []
+        for _ in range(tokens):
+            token = self._tokens[len(self._session.tokens)]
+            begin = time.perf_counter()
+            self._logits = self._session.decode(token)
+            times.append(time.perf_counter() - begin)
+        return times
+
+    def sample(self) -> float:
+        """Return the seconds that it takes to choose a token greedily."""
+        begin = time.perf_counter()
+        self._session.sample(self._logits, Sampling(), 0)
+        return time.perf_counter() - begin
+
+
+def _prepare(request: Fields) -> tuple[Fields, dict[str, object]]:
+    measured = Measured(request)
+    names = ("probe", "prefill", "decode", "sample")
+    return {}, {name: getattr(measured, name) for name in names}
+
+
+if __name__ == "__main__":
+    serve(_prepare)  # type: ignore[arg-type]
