@@ -7,8 +7,8 @@
     sample(logits (b, vocabulary), the inputs of `layers.SAMPLING` in their order)   -> (b,)
     read_memory, read_memory_ahead(words)                       -> checksums (`ops/read_memory.py`)
 
-All but the last two rows take the tuple of parameters last (`parameters.py`); n is symbolic up to `CHUNK` rows
-(`LOGIT_ROWS` for logits). The cache's inputs and shapes are those of `ops/attention.py`. Knows no
+All but the last two rows take the tuple of parameters last (`parameters.py`); n is symbolic up to `CHUNK`
+rows (`LOGIT_ROWS` for logits). The cache's inputs and shapes are those of `ops/attention.py`. Knows no
 target: what depends on one stands in the shapes of the parameters.
 """
 

@@ -19,7 +19,7 @@ PRESETS = {
     preset.name: preset
     for preset in (
         _x86("x86-avx512", "x86-64-v4", "avx512", 16, 64, AVX2 + AVX512),
-        _x86("x86-avx2", "x86-64-v3", "avx2", 8, 32, AVX2),
+        _x86("x86-avx2", "x86-64-v3", "avx2", 8, 64, AVX2),
         _x86("x86-64", "x86-64-v2", "generic", 8, 32, ("sse4_2", "ssse3")),
     )
 }

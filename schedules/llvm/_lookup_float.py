@@ -7,6 +7,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 from tvm.s_tir import TensorIntrin
 from tvm.tirx.script import builder as T
 
@@ -20,7 +21,7 @@ def register(isa: str, rows: int) -> str:
     """Register (once) the intrinsic for row blocks of `rows` and return its name."""
     name = f"shiftadd.lut_float_{isa}{rows}_v{VERSION}"
     if TensorIntrin.get(name, allow_missing=True) is None:
-        body = _vectorized(rows, LOOKUPS[isa]) if isa in LOOKUPS else _generic(rows)
+        body = _vectorized(rows, *LOOKUPS[isa]) if isa in LOOKUPS else _generic(rows)
         TensorIntrin.register(name, _description(rows), intrinsic(_buffers(rows), body))
     return name
 
@@ -65,18 +66,16 @@ def _avx512(table, word, place: int):
     return T.call_llvm_pure_intrin("float32x16", permute, table(T.Ramp(0, 1, 16)), index)
 
 
-LOOKUPS = {"avx2": _avx2, "avx512": _avx512}
+LOOKUPS = {"avx2": (8, _avx2), "avx512": (16, _avx512)}  # lanes, and how they look up
 
 
-def _vectorized(rows: int, looked_up: Callable):
-    lanes = T.Ramp(0, 1, rows // VIEWS)
-
+def _vectorized(rows: int, width: int, looked_up: Callable):
     def body(planes, tables, sums):
-        for half in range(2):
+        for half, start, v in np.ndindex(2, rows // VIEWS // width, VIEWS):
             table = lambda entries, half=half: tables[0, 0, half, entries]
-            for v in range(VIEWS):
-                value = looked_up(table, planes[0, 0, 0, lanes], v * 8 + half * GROUP)
-                T.buffer_store(sums, sums[0, 0, 0, v, lanes] + value, [0, 0, 0, v, lanes])
+            lanes = T.Ramp(start * width, 1, width)
+            value = looked_up(table, planes[0, 0, 0, lanes], v * 8 + half * GROUP)
+            T.buffer_store(sums, sums[0, 0, 0, v, lanes] + value, [0, 0, 0, v, lanes])
 
     return body
 

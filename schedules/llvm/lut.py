@@ -8,10 +8,10 @@ from shiftadd_tvm.schedules.llvm import _lookup
 
 OPS = ("lut_query",)
 KNOBS = {
-    "shared": Knob((1, 2, 4), 2),  # row blocks that share the loads of a table
-    "task": Knob((1, 2, 4, 8), 2),  # times as many go through one chunk of tables together
+    "shared": Knob((1, 2, 4), 1),  # row blocks that share the loads of a table
+    "task": Knob((1, 2, 4, 8), 1),  # times as many go through one chunk of tables together
     "unroll": Knob((1, 2, 4), 1),  # steps
-    "prefetch": Knob((0, 1024, 2048, 4096, 8192), 0),  # bytes ahead; 0: left to the hardware
+    "prefetch": Knob((0, 1024, 2048, 4096, 8192), 4096),  # bytes ahead; 0: left to the hardware
 }
 
 
@@ -37,8 +37,10 @@ def schedule(
     # TVM drops loops of extent 1 from what it matches, so they stay outside
     covered = [loop for loop in (m, b) if int(sch.get(loop).extent) > 1]
     single = [loop for loop in (m, b) if int(sch.get(loop).extent) == 1]
-    sch.reorder(chunk, several, p, *single, *covered, v, i)
-    start = sch.decompose_reduction(sums, chunk)
+    # alone, a plane is read from end to end; together, a chunk of tables serves before the next one
+    around = (chunk, several, p) if task > 1 else (several, p, chunk)
+    sch.reorder(*around, *single, *covered, v, i)
+    start = sch.decompose_reduction(sums, around[0])
     sch.tensorize([*covered, v][0], _lookup.register(tile))
     for stage in (start, *stages[1:]):
         sch.vectorize(sch.get_loops(stage)[-1])

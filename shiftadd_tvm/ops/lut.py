@@ -35,6 +35,7 @@ from shiftadd_tvm.ops.shift import (
     reference_shift,
     reference_terms,
     shift,
+    shift_whole,
 )
 from shiftadd_tvm.powers import EXPONENT_BIAS
 
@@ -173,21 +174,21 @@ def query(tables, scale, planes, plane_terms, row_terms, outputs: int, form: For
 
     # a stage of its own: expressions that nest would repeat the sums in every guard of every term
     signed = te.compute((rows, blocks, count, order.VIEWS, lanes), plane_sum, name="signed")
-    totals = sum_planes(signed, plane_terms)
+    totals = sum_planes(signed, plane_terms, shift_whole)
     unfixed = te.compute(
         totals.shape, lambda m, *at: _unfixed(totals(m, *at), scale[m, 1]), name="unfixed"
     )
     return scale_rows(by_row(unfixed), (rows, outputs), row_terms, bias)
 
 
-def sum_planes(sums, plane_terms):
+def sum_planes(sums, plane_terms, shift=shift):
     """Return the stage sum_p c[p] · sums[m, b, p, v, i], c by shifts and adds: (M, NB, 4, L / 4)."""
     rows, blocks, count, views, lanes = sums.shape
     terms = int(plane_terms.shape[2])
 
     def total(m, b, v, i):
         scaled = [
-            apply_terms(sums[m, b, p, v, i], [plane_terms[b, p, t] for t in range(terms)])
+            apply_terms(sums[m, b, p, v, i], [plane_terms[b, p, t] for t in range(terms)], shift)
             for p in range(int(count))
         ]
         return sum(scaled[1:], scaled[0])

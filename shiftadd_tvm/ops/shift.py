@@ -63,7 +63,18 @@ def shift(value, biased):
     return reinterpret("float32", Select(field == u32(FIELD_MAX), bits, guarded))
 
 
-def apply_terms(value, codes):
+def shift_whole(value, biased):
+    """Return shift(value, biased - 64) where value is a whole number below 2^32: of all the guards
+    only that of zero can be needed."""
+    u32 = lambda number: const(number, "uint32")
+    bits = reinterpret("uint32", value)
+    sign, size = bits & u32(SIGN_BIT), bits & u32(SIGN_BIT - 1)
+    # in this order terms share the difference
+    moved = (size - u32(EXPONENT_BIAS << FRACTION_BITS)) + (biased << u32(FRACTION_BITS))
+    return reinterpret("float32", sign | Select(size == u32(0), size, moved))
+
+
+def apply_terms(value, codes, shift=shift):
     """Return the sum over the term bytes `codes` (a list of uint8 expressions) of value · term."""
     total = None
     for code in codes:
