@@ -73,8 +73,8 @@ def compile_model(
     context = check_context(model.decoder.positions, settings.context)
     with staged(output, artifact.MANIFEST, force=force) as folder:
         progress("building the graph")
-        groups = parameters.groups(model, backend.rows)
-        found = parameters.parameters(model, backend.lanes, backend.rows)
+        groups = parameters.groups(model, backend.rows, settings.activations)
+        found = parameters.parameters(model, groups, backend.lanes, backend.rows)
         module = graph.build(model, found, groups, settings.activations)
         signatures = _signatures(module)
         progress("compiling kernels")

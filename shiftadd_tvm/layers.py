@@ -23,6 +23,7 @@ from shiftadd_tvm.ops import (
     lut,
     lut_block,
     lut_float,
+    lut_group,
     sample,
     shift,
 )
@@ -42,6 +43,7 @@ class Linear:
     outputs: tuple[int, ...]
     bias: bool
     block: tuple[int, int] | None = None  # (rows, columns) that share a scale; None: separable
+    grouped: bool = False  # blocks of one row that `ops/lut_group.py` can read
 
     @property
     def name(self) -> str:
@@ -153,13 +155,10 @@ def linears(b: Builder, x: Expr, group: Group, activations: str, many: bool) -> 
     if group.rotation > 1:
         rotate = lambda values, signs: hadamard.rotate(values, signs, group.rotation)
         x = b.op("hadamard", (group.rotation,), rotate, x, b.parameter(f"{group.leader}.signs"))
-    if group.stacks[0].block is not None:
-        results = [_block_linear(b, x, stack, many) for stack in group.stacks]
-    else:
+    if group.stacks[0].block is None:
         x = b.op("shift", (), shift.scale_columns, x, b.parameter(f"{group.leader}.column_terms"))
-        multiply = _prepared(b, x, activations, many)
-        results = [_separable_linear(b, stack, *multiply) for stack in group.stacks]
-    pairs = zip(results, group.stacks, strict=True)
+    multiply = _multiplier(b, x, group.stacks[0], activations, many)
+    pairs = ((_multiplied(b, stack, multiply), stack) for stack in group.stacks)
     return [part for y, stack in pairs for part in _columns(y, stack.outputs)]
 
 
@@ -170,50 +169,49 @@ def _columns(y: Expr, sizes: tuple[int, ...]) -> Iterator[Columns]:
         start += size
 
 
-def _prepared(
-    b: Builder, x: Expr, activations: str, many: bool
-) -> tuple[str, tuple[object, ...], Callable[..., Expr], list[Expr]]:
-    """Return the operator that multiplies x by planes: name, key, function, first operands."""
-    if activations == lut_float.NAME:
-        if many:
-            return "gemm_planes", (), gemm.planes_product, [x]
-        tables = b.op("lut_float_build", (), lut_float.build, x)
-        return "lut_float_query", (), lut_float.query, [tables]
-    form = lut.FORMATS[activations]
+@dataclass(frozen=True)
+class _Multiplier:
+    """The operator that multiplies one activation by planes, and what it reads of both."""
+
+    op: str
+    function: Callable[..., Expr]
+    options: tuple[object, ...]  # behind the operands and the number of outputs
+    activation: list[Expr]
+    suffixes: tuple[str, ...]
+
+
+SEPARABLE = ("planes", "plane_terms", "row_terms")
+GROUPED = ("planes", "group_terms")
+BLOCKED = ("planes", "block_terms")
+
+
+def _multiplier(b: Builder, x: Expr, linear: Linear, activations: str, many: bool) -> _Multiplier:
+    form = lut.FORMATS.get(activations)
+    rounded = lambda: b.op("lut_round", (form,), lambda v: lut.rounded(v, form), x) if form else x
+    if linear.block is not None and not linear.grouped:
+        name, function = ("gemm", lut_block.product) if many else ("lut", lut_block.query)
+        return _Multiplier(f"{name}_block", function, linear.block, [x], BLOCKED)
+    columns = linear.block[1] if linear.block else 0
     if many:  # with the numbers that the look-ups have: both phases give the same
-        x = b.op("lut_round", (form,), lambda v: lut.rounded(v, form), x)
-        return "gemm_planes", (), gemm.planes_product, [x]
-    built = b.op("lut_build", (form,), lambda v: lut.build(v, form), x)
+        if columns:
+            return _Multiplier("gemm_group", lut_group.product, (columns,), [rounded()], GROUPED)
+        return _Multiplier("gemm_planes", gemm.planes_product, (), [rounded()], SEPARABLE)
+    if form is None:
+        tables = b.op("lut_float_build", (), lut_float.build, x)
+        return _Multiplier("lut_float_query", lut_float.query, (), [tables], SEPARABLE)
+    built = b.op("lut_build", (form, columns), lambda v: lut.build(v, form, columns), x)
     parts = [b.blocks.emit(relax.TupleGetItem(built, index)) for index in range(2)]
-    query = lambda t, s, p, c, r, n, *bias: lut.query(t, s, p, c, r, n, form, *bias)
-    return "lut_query", (form,), query, parts
+    if columns:
+        return _Multiplier("lut_group", lut_group.query, (columns, form), parts, GROUPED)
+    return _Multiplier("lut_query", lut.query, (form,), parts, SEPARABLE)
 
 
-def _separable_linear(
-    b: Builder,
-    stack: Linear,
-    name: str,
-    key: tuple[object, ...],
-    function: Callable[..., Expr],
-    first: list[Expr],
-) -> Expr:
-    suffixes, outputs = ("planes", "plane_terms", "row_terms"), sum(stack.outputs)
-    operands = [*first, *(b.parameter(f"{stack.name}.{s}") for s in suffixes)]
+def _multiplied(b: Builder, stack: Linear, by: _Multiplier) -> Expr:
+    operands = [*by.activation, *(b.parameter(f"{stack.name}.{s}") for s in by.suffixes)]
     bias = b.optional(f"{stack.name}.bias", stack.bias)
-    count = len(operands)
-    compute = lambda *v: function(*v[:count], outputs, *v[count:])
-    return b.op(name, (*key, outputs), compute, *operands, *bias)
-
-
-def _block_linear(b: Builder, x: Expr, linear: Linear, many: bool) -> Expr:
-    name, function = ("gemm_block", lut_block.product) if many else ("lut_block", lut_block.query)
-    assert linear.block is not None
-    rows, columns = linear.block
-    operands = [b.parameter(f"{linear.name}.{suffix}") for suffix in ("planes", "block_terms")]
-    bias = b.optional(f"{linear.name}.bias", linear.bias)
-    (outputs,) = linear.outputs
-    compute = lambda v, p, a, *bias: function(v, p, a, outputs, rows, columns, *bias)
-    return b.op(name, (outputs, rows, columns), compute, x, *operands, *bias)
+    count, outputs = len(operands), sum(stack.outputs)
+    compute = lambda *v: by.function(*v[:count], outputs, *by.options, *v[count:])
+    return b.op(by.op, (outputs, *by.options), compute, *operands, *bias)
 
 
 def embedding(b: Builder, ids: Expr, name: str, hidden: int, scaled: bool) -> Expr:

@@ -6,7 +6,7 @@ but their numbers are stacked, one below the other, under the name of the first.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from shiftadd_tvm.bcq import BCQWeight, SeparableScales
 from shiftadd_tvm.families import Decoder
 from shiftadd_tvm.layers import Group, Linear
-from shiftadd_tvm.ops import dense, elementwise
+from shiftadd_tvm.ops import dense, elementwise, lut, lut_group
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.packed import PackedModel
 
@@ -31,13 +31,15 @@ class Parameter:
     read: Callable[[], Array]
 
 
-def groups(model: PackedModel, rows: int) -> dict[str, Group]:
+def groups(model: PackedModel, rows: int, activations: str) -> dict[str, Group]:
     """Return the linears that share an activation by the name of their first, for row blocks of
-    `rows`."""
+    `rows` and a format of look-ups (whole numbers have a fast form of grouped scales)."""
     found = {}
     for members in sorted({model.group(linear) for linear in model.linears()}):
         rotation = model.weight(members[0]).rotation
-        stacks = tuple(_linear_type(model, stack) for stack in stacked(model, members, rows))
+        stacks = tuple(
+            _linear_type(model, stack, activations) for stack in stacked(model, members, rows)
+        )
         found[members[0]] = Group(stacks, 1 if rotation is None else rotation.block)
     return found
 
@@ -64,17 +66,21 @@ def _stack(above: BCQWeight, below: BCQWeight, rows: int) -> bool:
     return above.bits == below.bits and terms(above.scales) == terms(below.scales)
 
 
-def _linear_type(model: PackedModel, members: tuple[str, ...]) -> Linear:
+def _linear_type(model: PackedModel, members: tuple[str, ...], activations: str) -> Linear:
     weights = [model.weight(name) for name in members]
-    scales = weights[0].scales
+    scales, inputs = weights[0].scales, weights[0].shape[1]
     block = None if isinstance(scales, SeparableScales) else (scales.rows, scales.columns)
     bias = any(f"{name}.bias" in model.names() for name in members)
-    return Linear(members, tuple(weight.shape[0] for weight in weights), bias, block)
+    whole = activations in lut.FORMATS
+    grouped = whole and block is not None and lut_group.fits(inputs, *block)
+    return Linear(members, tuple(weight.shape[0] for weight in weights), bias, block, grouped)
 
 
-def parameters(model: PackedModel, lanes: int, rows: int) -> list[Parameter]:
+def parameters(
+    model: PackedModel, groups: Mapping[str, Group], lanes: int, rows: int
+) -> list[Parameter]:
     """Return every parameter, in the order in which hosts pass them, for vectors of `lanes` float32
-    numbers and row blocks of `rows`."""
+    numbers and `groups` of row blocks of `rows`."""
     decoder = model.decoder
     found = [_frequencies(decoder)]
     for name in _stored_matrices(decoder):
@@ -82,7 +88,7 @@ def parameters(model: PackedModel, lanes: int, rows: int) -> list[Parameter]:
     for name in model.names():
         if name.endswith("norm.weight"):
             found.append(_copied(model, name))
-    for group in groups(model, rows).values():
+    for group in groups.values():
         found += _group(model, group, rows)
     return found
 
@@ -140,8 +146,10 @@ def _matrix(model: PackedModel, stack: Linear, rows: int) -> Iterator[Parameter]
 
     yield Parameter(f"{stack.name}.planes", shape, "uint32", planes)
     if stack.block is not None:
-        terms = weights[0].arrays()["block_terms"]
-        yield Parameter(f"{stack.name}.block_terms", terms.shape, "uint8", lambda: terms)
+        terms, suffix = weights[0].arrays()["block_terms"], "block_terms"
+        if stack.grouped:
+            terms, suffix = lut_group.pack_terms(terms, rows), "group_terms"
+        yield Parameter(f"{stack.name}.{suffix}", terms.shape, "uint8", lambda: terms)
     else:
         scales = [weight.arrays() for weight in weights]
         levels = np.concatenate(

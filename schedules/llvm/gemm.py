@@ -4,7 +4,7 @@ from tvm.s_tir import Schedule
 
 from shiftadd_tvm.backend import Backend
 
-OPS = ("gemm_planes", "gemm_dense", "gemm_block")
+OPS = ("gemm_planes", "gemm_dense", "gemm_block", "gemm_group")
 
 
 def schedule(sch: Schedule, backend: Backend) -> None:

@@ -19,7 +19,7 @@ def schedule(
     sch: Schedule, backend: Backend, *, shared: int, task: int, unroll: int, prefetch: int
 ) -> None:
     """Tensorize one chunk of steps of a few row blocks; their planes one after the other."""
-    stages = [sch.get_sblock(name) for name in ("sums", "signed", "totals", "unfixed")]
+    stages = [sch.get_sblock(name) for name in ("sums", "signed", "totals", "scaled")]
     sums, y = stages[0], sch.get_sblock("y")
     outputs = int(sch.get(y).writes[0].source.shape[1])
     shared = _divisor(outputs, backend.rows, shared)
@@ -32,7 +32,7 @@ def schedule(
         sch.compute_at(stage, outer, preserve_unit_loops=True)
     sch.parallel(outer)  # before the reduction is decomposed: afterwards TVM refuses
     m, blocks, p, v, i, chunk, step, *_ = sch.get_loops(sums)[1:]
-    tile = _tile(sch, sums, step, backend, shared, unroll, prefetch)
+    covered_tile = tile(sch, sums, step, backend, shared, unroll, prefetch)
     several, b = sch.split(blocks, [None, shared], preserve_unit_iters=True)
     # TVM drops loops of extent 1 from what it matches, so they stay outside
     covered = [loop for loop in (m, b) if int(sch.get(loop).extent) > 1]
@@ -41,7 +41,7 @@ def schedule(
     around = (chunk, several, p) if task > 1 else (several, p, chunk)
     sch.reorder(*around, *single, *covered, v, i)
     start = sch.decompose_reduction(sums, around[0])
-    sch.tensorize([*covered, v][0], _lookup.register(tile))
+    sch.tensorize([*covered, v][0], _lookup.register(covered_tile))
     for stage in (start, *stages[1:]):
         sch.vectorize(sch.get_loops(stage)[-1])
     if outputs % backend.rows == 0:
@@ -56,9 +56,10 @@ def _divisor(outputs: int, unit: int, wanted: int) -> int:
     return wanted
 
 
-def _tile(
+def tile(
     sch: Schedule, sums, step, backend: Backend, shared: int, unroll: int, prefetch: int
 ) -> _lookup.Tile:
+    """Return what one call of the intrinsic covers: all tokens, `shared` row blocks, all of `step`."""
     tables = sch.get(sums).reads[1].source.shape  # the planes are read first
     tokens, digits = int(tables[0]), int(tables[3])
     steps = int(sch.get(step).extent)

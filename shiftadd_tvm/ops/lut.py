@@ -71,9 +71,12 @@ def _u32(number: int):
     return const(number, "uint32")
 
 
-def _fixed(values, form: Format):
-    """Return the stages q (M, K) int16 and scale (M, 2) uint32: sum of |q|, exponent e + 64."""
+def _fixed(values, form: Format, columns: int = 0):
+    """Return the stages q (M, K) int16 and scale (M, 1 + C) uint32: the exponent e + 64, and the sum
+    of |q| over each of C groups of `columns` inputs (0: one group of all)."""
     rows, inputs = values.shape[0], int(values.shape[1])
+    columns = columns or inputs
+    groups = -(-inputs // columns)
     low, high = (_u32(field) for field in form.fields)
     k = te.reduce_axis((0, inputs), "k")
     magnitude = lambda m, k: reinterpret("uint32", values[m, k]) & _u32(0x7FFFFFFF)
@@ -87,16 +90,21 @@ def _fixed(values, form: Format):
         return Select(field[m] <= high, kept, const(0.0, "float32")).astype("int16")
 
     fixed = te.compute((rows, inputs), rounded, name="fixed")
-    j = te.reduce_axis((0, inputs), "j")
-    total = te.compute(
-        (rows,), lambda m: te.sum(absolute(fixed[m, j]).astype("uint32"), axis=j), name="total"
-    )
+    j = te.reduce_axis((0, columns), "j")
+
+    def size(m, c):
+        value = lambda k: absolute(fixed[m, k]).astype("uint32")
+        k = c * columns + j
+        whole = inputs % columns == 0
+        return te.sum(value(k) if whole else te.if_then_else(k < inputs, value(k), _u32(0)), axis=j)
+
+    total = te.compute((rows, groups), size, name="total")
     exponent = lambda m: Select(field[m] <= high, field[m] - low, _u32(NOT_FINITE))
-    both = lambda m, i: te.if_then_else(i == 0, total[m], exponent(m))
-    return fixed, te.compute((rows, 2), both, name="scale")
+    both = lambda m, i: te.if_then_else(i == 0, exponent(m), total[m, te.max(i - 1, 0)])
+    return fixed, te.compute((rows, 1 + groups), both, name="scale")
 
 
-def _unfixed(value, exponent):
+def unfixed(value, exponent):
     """Return value · 2^e for a row's exponent + 64, NaN for a row that was not finite."""
     nan = reinterpret("float32", _u32(NAN_BITS))
     return Select(exponent == _u32(NOT_FINITE), nan, shift(value, exponent))
@@ -105,15 +113,16 @@ def _unfixed(value, exponent):
 def rounded(values, form: Format):
     """Return values (n, K) float32 as the look-ups hold them: what prefill multiplies with."""
     fixed, scale = _fixed(values, form)
-    back = lambda m, k: _unfixed(fixed[m, k].astype("float32"), scale[m, 1])
+    back = lambda m, k: unfixed(fixed[m, k].astype("float32"), scale[m, 0])
     return te.compute(values.shape, back, name="rounded")
 
 
-def build(values, form: Format):
-    """Return tables (M, KB, 2, digits, 16) uint8 and scale (M, 2) uint32 of values (M, K) float32."""
+def build(values, form: Format, columns: int = 0):
+    """Return tables (M, KB, 2, digits, 16) uint8 and scale (M, 1 + C) uint32 of values (M, K) float32;
+    scale holds the exponent e + 64 and the sum of |q| over each of C groups of `columns` inputs."""
     rows, inputs = values.shape[0], int(values.shape[1])
     length, count = order.steps(inputs), len(form.digit_bits)
-    fixed, scale = _fixed(values, form)
+    fixed, scale = _fixed(values, form, columns)
     zero = const(0, "int16")
 
     def padded(m, k):
@@ -155,30 +164,44 @@ def query(tables, scale, planes, plane_terms, row_terms, outputs: int, form: For
     def looked_up(m, b, p, v, i):
         s = chunk * (length // parts) + step
         index = order.field(planes[b, p, s, i], v, half * GROUP, ENTRIES - 1)
-        value = None
-        for d, (place, _) in enumerate(form.digits):
-            digit = tables[m, s, half, d, entry].astype("uint32")
-            digit = digit << _u32(place) if place else digit
-            value = digit if value is None else value + digit
+        value = entry_value(tables, form, m, s, half, entry)
         chosen = Select(index == entry.astype("uint32"), value, _u32(0))
         return te.sum(chosen, axis=[chunk, step, half, entry])
 
     sums = te.compute((rows, blocks, count, order.VIEWS, lanes), looked_up, name="sums")
 
-    def plane_sum(m, b, p, v, i):
-        # by hand: TVM takes unsigned numbers for ones that never wrap, int32 would be widened
-        double, offset = sums[m, b, p, v, i] + sums[m, b, p, v, i], scale[m, 0]
-        size = Select(double >= offset, double - offset, offset - double)
-        sign = Select(double >= offset, _u32(0), _u32(SIGN_BIT))
-        return reinterpret("float32", reinterpret("uint32", size.astype("float32")) | sign)
-
     # a stage of its own: expressions that nest would repeat the sums in every guard of every term
-    signed = te.compute((rows, blocks, count, order.VIEWS, lanes), plane_sum, name="signed")
-    totals = sum_planes(signed, plane_terms, shift_whole)
-    unfixed = te.compute(
-        totals.shape, lambda m, *at: _unfixed(totals(m, *at), scale[m, 1]), name="unfixed"
+    signed = te.compute(
+        (rows, blocks, count, order.VIEWS, lanes),
+        lambda m, *at: centred(sums(m, *at), scale[m, 1]),
+        name="signed",
     )
-    return scale_rows(by_row(unfixed), (rows, outputs), row_terms, bias)
+    totals = sum_planes(signed, plane_terms, shift_whole)
+    scaled = te.compute(
+        totals.shape, lambda m, *at: unfixed(totals(m, *at), scale[m, 0]), name="scaled"
+    )
+    return scale_rows(by_row(scaled), (rows, outputs), row_terms, bias)
+
+
+def entry_value(tables, form: Format, m, step, half, entry):
+    """Return an entry as uint32: the sum of its digits, each at its place."""
+    value = None
+    for d, (place, _) in enumerate(form.digits):
+        digit = tables[m, step, half, d, entry].astype("uint32")
+        digit = digit << _u32(place) if place else digit
+        value = digit if value is None else value + digit
+    return value
+
+
+def centred(found, offset):
+    """Return 2 · found - offset as float32, for a sum of table entries and of |q|, uint32.
+
+    By hand: TVM takes unsigned numbers for ones that never wrap, and int32 would be widened.
+    """
+    double = found + found
+    size = Select(double >= offset, double - offset, offset - double)
+    sign = Select(double >= offset, _u32(0), _u32(SIGN_BIT))
+    return reinterpret("float32", reinterpret("uint32", size.astype("float32")) | sign)
 
 
 def sum_planes(sums, plane_terms, shift=shift):
@@ -227,18 +250,19 @@ def _reference_fixed(values: Array, form: Format) -> tuple[Array, Array]:
     return fixed, np.where(finite, field - low, NOT_FINITE)
 
 
-def _reference_unfixed(values: Array, exponents: Array) -> Array:
+def reference_unfixed(values: Array, exponents: Array) -> Array:
+    """Return values (M, ...) times 2^e of each row's exponent + 64, NaN where it is `NOT_FINITE`."""
     moved = reference_shift(values.astype(np.float32), (exponents - EXPONENT_BIAS)[:, None])
     return np.where((exponents == NOT_FINITE)[:, None], np.float32(np.nan), moved)
 
 
 def reference_rounded(values: Array, form: Format) -> Array:
     """Return values (n, K) float32 as the look-ups hold them."""
-    return _reference_unfixed(*_reference_fixed(values, form))
+    return reference_unfixed(*_reference_fixed(values, form))
 
 
-def reference_build(values: Array, form: Format) -> tuple[Array, Array]:
-    """Return tables (M, KB, 2, digits, 16) uint8 and scale (M, 2) uint32 of values (M, K)."""
+def reference_build(values: Array, form: Format, columns: int = 0) -> tuple[Array, Array]:
+    """Return tables (M, KB, 2, digits, 16) uint8 and scale (M, 1 + C) uint32 of values (M, K)."""
     fixed, exponents = _reference_fixed(values, form)
     rows, inputs = fixed.shape
     padded = np.zeros((rows, order.steps(inputs), 2, 1, GROUP), np.int64)
@@ -246,8 +270,18 @@ def reference_build(values: Array, form: Format) -> tuple[Array, Array]:
     bits = (np.arange(ENTRIES)[:, None] >> np.arange(GROUP)) & 1
     entries = np.where((bits == 1) == (padded > 0), np.abs(padded), 0).sum(axis=-1)
     digits = [(entries >> place) & ((1 << width) - 1) for place, width in form.digits]
-    scale = np.stack([np.abs(fixed).sum(axis=1), exponents], axis=1)
+    totals = np.add.reduceat(np.abs(fixed), np.arange(0, inputs, columns or inputs), axis=1)
+    scale = np.concatenate([exponents[:, None], totals], axis=1)
     return np.stack(digits, axis=3).astype(np.uint8), scale.astype(np.uint32)
+
+
+def reference_entries(tables: Array, planes: Array, form: Format) -> Array:
+    """Return the entry that each group of each row of each plane reads, int64 (M, P, N, G)."""
+    places = np.array([place for place, _ in form.digits])[:, None]
+    entries = (tables.astype(np.int64) << places).sum(axis=3).reshape(len(tables), -1, ENTRIES)
+    nibbles = np.stack([planes & 15, planes >> 4], axis=-1).reshape(*planes.shape[:2], -1)
+    found: Array = entries[:, np.arange(nibbles.shape[-1]), nibbles]
+    return found
 
 
 def reference_query(
@@ -261,14 +295,11 @@ def reference_query(
 ) -> Array:
     """Return y (M, N) float32 from the results of `reference_build`, canonical planes uint8
     (P, N, ceil(K / 8)), plane_terms (P, terms) and row_terms (N, terms)."""
-    places = np.array([place for place, _ in form.digits])[:, None]
-    entries = (tables.astype(np.int64) << places).sum(axis=3).reshape(len(tables), -1, ENTRIES)
-    nibbles = np.stack([planes & 15, planes >> 4], axis=-1).reshape(*planes.shape[:2], -1)
-    groups = np.arange(nibbles.shape[-1])
-    sums = 2 * entries[:, groups, nibbles].sum(axis=-1) - scale[:, :1, None].astype(np.int64)
+    found = reference_entries(tables, planes, form).sum(axis=-1)
+    sums = 2 * found - scale[:, 1:, None].astype(np.int64)
     scaled = reference_terms(sums.astype(np.float32), plane_terms[:, None, :])
     total = scaled.sum(axis=1, dtype=np.float32)
-    y = reference_terms(_reference_unfixed(total, scale[:, 1].astype(np.int64)), row_terms)
+    y = reference_terms(reference_unfixed(total, scale[:, 0].astype(np.int64)), row_terms)
     return y if bias is None else y + bias
 
 
