@@ -69,7 +69,7 @@ def measure(request: Request, progress: Progress = lambda done, total, what: Non
         "dram_bandwidth_best": max(rates),
         "dram_bandwidth_spread": spread,
         "kernels": rows,
-        "notes": statistics.notes(spread, load),
+        "notes": statistics.notes(spread, load, request.threads),
     }
 
 

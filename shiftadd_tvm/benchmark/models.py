@@ -95,7 +95,7 @@ def measure(
         "threads": threads,
         **fields,
         "baselines": {**compared, **table.absent},
-        "notes": statistics.notes(fields["dram_bandwidth_spread"], load),
+        "notes": statistics.notes(fields["dram_bandwidth_spread"], load, threads),
     }
 
 
