@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command import call, call_here, fails, result
+from command import call, call_here, fails, interrupt, result
 from conftest import Tiny
 
 from shiftadd_tvm import compiler, graph, shapes
@@ -88,6 +88,7 @@ def test_an_artifact_is_measured(tiny: Tiny) -> None:
     rate = read * fields["decode_tokens_per_second"]
     share = rate / fields["dram_bandwidth_bytes_per_second"]
     assert fields["bandwidth_fraction"] == pytest.approx(share, rel=1e-2)
+    assert fields["dram_bandwidth_bytes_per_second"] == max(fields["dram_readings"].values())
     assert fields["model"] == str(tiny.artifact) and fields["bits"] == 3
     text = tables.model(fields)
     assert "decode (5 after 8 tokens)" in text and "of the roof" in text
@@ -224,3 +225,11 @@ def test_statistics(tmp_path: Path) -> None:
 def test_a_dead_contender_says_its_last_words() -> None:
     with pytest.raises(ContenderError, match="No module named 'shiftadd_tvm.nobody'|nobody"):
         Contender("nobody", {"threads": 1})
+
+
+def test_interrupted(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    arguments = ["bench", tiny.artifact, "--new-tokens", 100, "--baselines", "--threads", 1]
+    code, output = interrupt(arguments, "round 1")
+    assert code == 130 and "nothing was kept" in output and "Traceback" not in output
+    assert list(tmp_path.iterdir()) == []

@@ -98,7 +98,7 @@ def _measure_shape(
                 times[player].append(seconds)
     roof = memory.roof(rates)
     row = _row(times, table, statistics.median(roof))
-    return {"shape": list(shape), **row}, roof
+    return {"shape": list(shape), **row, "dram_readings": memory.readings(rates)}, roof
 
 
 def _turn(player: Contender) -> float:

@@ -175,6 +175,7 @@ def _fields(artifact: Artifact, request: Request, times: _Times) -> Fields:
         "dram_bandwidth_bytes_per_second": bandwidth,
         "dram_bandwidth_best": max(rates),
         "dram_bandwidth_spread": statistics.spread(rates),
+        "dram_readings": memory.readings(times.rates),
         "bandwidth_fraction": (weights + cache) / decode / bandwidth,
         "load": artifact.manifest.get("load"),
     }
