@@ -1,8 +1,9 @@
 # The newcomer's commands; `make help` lists them. Each target does all of its own set-up.
 #
 #   PYTHON=python3.12   the interpreter that .venv is made from (3.11 or newer)
-#   MODEL=SRC           the model of the demo, instead of SmolLM2-135M-Instruct
-#   ARGS="-k lut -x"    more arguments for pytest (test) or the demo
+#   MODEL=SRC           the model of the demo, instead of SmolLM2-135M-Instruct; of the bench, an
+#                       artifact or a published shape such as llama-2-7b
+#   ARGS="-k lut -x"    more arguments for pytest (test), the demo or the bench
 #   SHIFTADD_CACHE=DIR  where downloaded models and texts are kept (default: .cache)
 
 PYTHON ?= python3
@@ -12,10 +13,12 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# the packages of the extra `bench` that need no compiler
+PEERS := matplotlib onnxruntime
 PACKAGING := pyproject.toml setup.py constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint wheel model clean
+.PHONY: help install demo bench test lint wheel model clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -27,6 +30,9 @@ install: .venv/.installed ## make .venv with the package: .venv/bin/shiftadd-tvm
 
 demo: install model ## quantize, compile and run a real model, with a table of what it costs
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+bench: .venv/.installed-bench ## measure operators and a model against the memory's roof and their peers
+	$(BIN)/python examples/bench.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 test: .venv/.installed-dev ## run the tests
 	$(BIN)/pytest $(ARGS)
@@ -61,6 +67,14 @@ clean: ## remove what make made, apart from .venv and the cache
 	@echo "installing shiftadd-tvm and its test tools into .venv (about 400 MB the first time)"
 	@$(INSTALL) '.[gguf,inspect,dev]'
 	@touch .venv/.installed $@
+
+# llama-cpp-python is built from source; where that fails, the bench names what is missing and goes on.
+.venv/.installed-bench: .venv/.installed
+	@echo "installing the peers of the bench into .venv (llama.cpp is built: some minutes)"
+	@$(INSTALL) '.[gguf,bench]' || \
+		{ echo "make: llama-cpp-python was not built, see above why; going on without it" >&2; \
+		$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt $(PEERS); }
+	@touch $@
 
 # pip is the last thing that venv writes: a half-made .venv has none, and is made anew.
 .venv/bin/pip:

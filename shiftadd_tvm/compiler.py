@@ -234,7 +234,7 @@ def _manifest(
         "activations": {"lut_query": settings.activations},
         "functions": signatures,
         "parameters": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found],
-        "looked_up": _looked_up(model, found),
+        "looked_up": looked_up(model, found),
         "limits": {
             "context": context,
             "page": PAGE,
@@ -266,7 +266,7 @@ def _manifest(
     }
 
 
-def _looked_up(model: PackedModel, found: list[parameters.Parameter]) -> list[str]:
+def looked_up(model: PackedModel, found: list[parameters.Parameter]) -> list[str]:
     """Return the parameters of which a step reads one row a token, and not all."""
     decoder = model.decoder
     names = () if decoder.tied_embeddings else ("weight", "weight_scale")

@@ -45,14 +45,22 @@ def linear_model(outputs: int, inputs: int, bits: int, count: int) -> SyntheticM
     return SyntheticModel(config, QuantizeSettings(bits=bits, max_rotation=0, embedding_bits=8))
 
 
-def linear_parameters(model: SyntheticModel, backend: Backend) -> list[Parameter]:
-    """Return the parameters of the linears of a `linear_model`, as the graph packs them."""
-    found = parameters.parameters(model, backend.lanes, backend.rows)
-    return [p for p in found if f"{LINEAR}." in p.name]
+def linear_parameters(
+    model: SyntheticModel, backend: Backend, activations: str
+) -> tuple[dict[str, layers.Group], list[Parameter]]:
+    """Return the input groups of a `linear_model`, and the parameters of its linears, as the graph
+    packs them."""
+    groups = parameters.groups(model, backend.rows, activations)
+    found = parameters.parameters(model, groups, backend.lanes, backend.rows)
+    return groups, [p for p in found if f"{LINEAR}." in p.name]
 
 
 def build(
-    model: SyntheticModel, found: list[Parameter], backend: Backend, activations: str
+    model: SyntheticModel,
+    groups: dict[str, layers.Group],
+    found: list[Parameter],
+    backend: Backend,
+    activations: str,
 ) -> tuple[Any, Mapping[str, int]]:
     """Return the virtual machine of `FUNCTION`, x (1, K) and `found` -> the outputs of all linears,
     and of the memory probes; and how many kernels came from where."""
@@ -60,7 +68,6 @@ def build(
     names = [name for name in model.linears() if name.endswith(LINEAR)]
     x = relax.Var("x", relax.TensorType((1, model.decoder.head_dim), "float32"))
     with builder.function(FUNCTION, [x]) as result:
-        groups = parameters.groups(model, backend.rows)
         linear = lambda name: layers.linears(builder, x, groups[name], activations, many=False)[0]
         result(relax.Tuple([linear(name).tensor for name in names]))
     graph.add_read_memory(builder)
@@ -75,13 +82,13 @@ class ColdLinears:
         self, shape: tuple[int, int], bits: int, backend: Backend, cold: int, activations: str
     ) -> None:
         """Compile, and fill `cold` bytes with weights."""
-        one = linear_parameters(linear_model(*shape, bits, 1), backend)
+        _, one = linear_parameters(linear_model(*shape, bits, 1), backend, activations)
         self.nbytes = sum(_nbytes(p) for p in one)  # planes and scales of one linear
         wanted = -(-cold // self.nbytes)
         self.count = min(wanted, TOGETHER)
         model = linear_model(*shape, bits, self.count)
-        found = linear_parameters(model, backend)
-        self.machine, self.kernels = build(model, found, backend, activations)
+        groups, found = linear_parameters(model, backend, activations)
+        self.machine, self.kernels = build(model, groups, found, backend, activations)
         arrays = [p.read() for p in found]
         self._ffi = library.import_ffi()
         self._sets = [self._copied(arrays) for _ in range(-(-wanted // self.count))]

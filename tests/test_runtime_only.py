@@ -86,6 +86,13 @@ def test_eval(tiny: Tiny, bare: Path, tmp_path: Path) -> None:
     assert not HEAVY & modules
 
 
+def test_bench(tiny: Tiny, bare: Path) -> None:
+    options = ("--prompt-tokens", 8, "--new-tokens", 5, "--threads", 1)
+    report, modules = in_bare(bare, "bench", tiny.artifact, *options)
+    assert report["dram_bandwidth_bytes_per_second"]
+    assert not HEAVY & modules
+
+
 def test_a_full_installation_loads_no_more(tiny: Tiny) -> None:
     child = subprocess.run(
         [sys.executable, "-c", PROBE, "run", tiny.artifact, "--prompt", "hi", "--json"],

@@ -13,11 +13,14 @@ from shiftadd_tvm.benchmark.turns import ContenderError, Fields, serve
 
 SPARE = 16  # tensors and graph nodes beyond those of the copies
 
+Array = np.ndarray
 
-class _Products:
+
+class Products:
     """`count` products of one activation with a weight each."""
 
     def __init__(self, ggml: Ggml, request: Fields) -> None:
+        """Build the graph and its weights; raises `ContenderError` for what ggml cannot do."""
         outputs, inputs = request["shape"]
         kind = TYPES[request["type"]]
         if inputs % ggml.blck_size(kind):
@@ -36,14 +39,15 @@ class _Products:
         held, work = self._context(), self._context()
         weights = [ggml.new_tensor_2d(held, kind, inputs, outputs) for _ in range(self.count)]
         ggml.backend_alloc_ctx_tensors_from_buft(held, buffer_type)
+        self._outputs = outputs
         self._x = ggml.new_tensor_2d(work, TYPES["F32"], inputs, 1)
-        self.results = [ggml.mul_mat(work, weight, self._x) for weight in weights]
+        self._results = [ggml.mul_mat(work, weight, self._x) for weight in weights]
         device = ggml.backend_reg_dev_get(ggml.backend_cpu_reg(), 0)
-        if not ggml.backend_dev_supports_op(device, self.results[0]):
+        if not ggml.backend_dev_supports_op(device, self._results[0]):
             raise ContenderError(f"{request['type']} has no repacked form on this processor")
         ggml.backend_alloc_ctx_tensors_from_buft(work, plain)
         self._graph = ggml.new_graph_custom(work, self.count + SPARE, False)
-        for result in self.results:
+        for result in self._results:
             ggml.build_forward_expand(self._graph, result)
         rows = ggml.random_rows(request["type"], outputs, inputs)
         for weight in weights:
@@ -65,10 +69,17 @@ class _Products:
             raise ContenderError(f"ggml_backend_graph_compute returned {status}")
         return elapsed / self.count
 
+    def outputs(self) -> list[Array]:
+        """Return what each product gave, float32 (outputs,)."""
+        found = [np.empty(self._outputs, np.float32) for _ in self._results]
+        for result, values in zip(self._results, found, strict=True):
+            self._ggml.backend_tensor_get(result, values.ctypes.data, 0, values.nbytes)
+        return found
+
 
 def prepare(request: Fields) -> tuple[Fields, dict[str, Any]]:
     """Return info and the action `call`, which gives the seconds of one linear."""
-    products = _Products(Ggml(), request)
+    products = Products(Ggml(), request)
     return {"weight_bytes": products.nbytes}, {"call": products.call}
 
 

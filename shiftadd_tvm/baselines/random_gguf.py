@@ -8,7 +8,10 @@ import numpy as np
 from shiftadd_tvm.baselines.ggml import TYPES, Ggml
 from shiftadd_tvm.benchmark.turns import Fields
 
+# For rows that a type's blocks do not divide, as llama.cpp's own quantizer does it: to the next type
+# of at least that size in blocks of 32, and at last to none.
 FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q4_0", "Q6_K": "Q8_0"}
+UNPACKED = "F32"
 HEAD = "Q6_K"  # llama.cpp's own choice for the head beside types of 2 to 4 bits
 
 Array = np.ndarray
@@ -28,8 +31,12 @@ def tensors(ggml: Ggml, shape: Fields, kind: str) -> Tensors:
         "ffn_up": (inner, hidden),
         "ffn_down": (hidden, inner),
     }
-    fits = lambda name, inputs: inputs % ggml.blck_size(TYPES[name]) == 0
-    fitting = lambda name, inputs: name if fits(name, inputs) else FALLBACK.get(name, name)
+
+    def fitting(name: str, inputs: int) -> str:
+        while inputs % ggml.blck_size(TYPES[name]):
+            name = FALLBACK.get(name, UNPACKED)
+        return name
+
     tied = shape["tied_embeddings"]
     wanted = HEAD if tied else kind
     found = {"token_embd.weight": (fitting(wanted, hidden), shape["vocabulary"], hidden)}

@@ -70,7 +70,7 @@ def measure(request: Request, progress: Progress = lambda done, total, what: Non
         "dram_bandwidth_best": max(rates),
         "dram_bandwidth_spread": spread,
         "kernels": rows,
-        "notes": statistics.notes(spread, load),
+        "notes": statistics.notes(spread, load, request.threads),
     }
 
 
@@ -100,7 +100,7 @@ def _measure_shape(
                 times[player].append(seconds)
     roof = memory.roof(rates)
     row = _row(times, table, statistics.median(roof))
-    return {"shape": list(shape), **row}, roof
+    return {"shape": list(shape), **row, "dram_readings": memory.readings(rates)}, roof
 
 
 def _turn(player: Contender) -> float:

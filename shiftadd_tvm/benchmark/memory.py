@@ -68,5 +68,10 @@ def copies(nbytes: int) -> int:
 
 def roof(rates: Mapping[str, Sequence[float]]) -> list[float]:
     """Return the rates (bytes a second) of the reading whose median is the highest."""
-    fastest = max(rates, key=lambda reading: statistics.median(rates[reading]))
-    return list(rates[fastest])
+    found = readings(rates)
+    return list(rates[max(found, key=found.__getitem__)])
+
+
+def readings(rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the median rate of each reading."""
+    return {name: statistics.median(values) for name, values in rates.items()}

@@ -95,7 +95,7 @@ def measure(
         "threads": threads,
         **fields,
         "baselines": {**compared, **table.absent},
-        "notes": statistics.notes(fields["dram_bandwidth_spread"], load),
+        "notes": statistics.notes(fields["dram_bandwidth_spread"], load, threads),
     }
 
 
@@ -175,6 +175,7 @@ def _fields(artifact: Artifact, request: Request, times: _Times) -> Fields:
         "dram_bandwidth_bytes_per_second": bandwidth,
         "dram_bandwidth_best": max(rates),
         "dram_bandwidth_spread": statistics.spread(rates),
+        "dram_readings": memory.readings(times.rates),
         "bandwidth_fraction": (weights + cache) / decode / bandwidth,
         "load": artifact.manifest.get("load"),
     }

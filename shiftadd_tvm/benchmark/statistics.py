@@ -26,14 +26,19 @@ def load() -> float:
     return os.getloadavg()[0]
 
 
-def notes(probe_spread: float, load_before: float) -> list[str]:
+def notes(probe_spread: float, load_before: float, threads: int) -> list[str]:
     """Return a sentence for each sign that the machine was not ours alone."""
     found = []
     if probe_spread > NOISY_SPREAD:
         found.append(
             f"the machine was noisy: half of the memory probes lie {probe_spread:.0%} apart "
-            f"(quiet: below {NOISY_SPREAD:.0%}); ratios of the same run hold better than times"
+            f"(quiet: below {NOISY_SPREAD:.0%}); ratios hold better than times"
         )
     if load_before > NOISY_LOAD:
         found.append(f"other processes kept {load_before:.1f} processors busy before the bench")
+    if found and threads > 1:
+        found.append(
+            f"with {threads} threads and a busy machine not even ratios hold: a library whose threads "
+            "wait for each other loses most"
+        )
     return found
