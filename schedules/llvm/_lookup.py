@@ -92,7 +92,7 @@ def _strided(name: str, shape: tuple[int, ...], dtype: str, scope: str):
 def intrinsic(buffers: list, body, locals_=None):
     """Return the PrimFunc of an intrinsic: `body(*buffers)` inside its root block.
 
-    `locals_` is the shape of 16-bit sums of the intrinsic's own, which `body` gets last. They belong
+    `locals_` is the (shape, dtype) of sums of the intrinsic's own, which `body` gets last. They belong
     to a block inside the root: `tensorize` keeps no buffers of the root itself.
     """
     with IRBuilder() as builder:
@@ -112,7 +112,7 @@ def intrinsic(buffers: list, body, locals_=None):
                     with T.sblock("kernel"):
                         T.reads(whole[-1], *whole[:-1])
                         T.writes(whole[-1])
-                        body(*made, T.sblock_alloc_buffer(locals_, "uint16", scope="local"))
+                        body(*made, T.sblock_alloc_buffer(*locals_, scope="local"))
     return builder.get()
 
 
@@ -213,7 +213,7 @@ def _vectorized(tile: Tile):
                     total = total + T.shift_left(value, T.Broadcast(T.uint32(place), words))
                 T.buffer_store(sums, total, [m, r, 0, v, at_lanes])
 
-    return intrinsic(_buffers(tile), body, (*shape, halves))
+    return intrinsic(_buffers(tile), body, ((*shape, halves), "uint16"))
 
 
 def _generic(tile: Tile):
