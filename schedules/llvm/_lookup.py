@@ -32,6 +32,10 @@ class Primitive:
     width: int
     instruction: str
 
+    def look_up(self, table, index):
+        """Return the entries (width,) uint8 of `table`, 16 entries repeated, by bytes below 16."""
+        return T.call_llvm_pure_intrin(f"uint8x{self.width}", self.instruction, table, index)
+
 
 PRIMITIVES = {
     "avx2": Primitive(32, "llvm.x86.avx2.pshuf.b"),
@@ -150,9 +154,6 @@ def _vectorized(tile: Tile):
     width, parts = primitive.width, tile.rows // primitive.width
     words, halves = width // 4, width // 2
     u8, u16, u32 = f"uint8x{width}", f"uint16x{halves}", f"uint32x{words}"
-    looked_up = lambda table, index: T.call_llvm_pure_intrin(
-        u8, primitive.instruction, table, index
-    )
 
     # for each token, row block, vector and digit: sums of even bytes + 256 · odd, and of odd
     shape = (tile.tokens, tile.blocks, parts, len(tile.digits), 2)
@@ -181,8 +182,8 @@ def _vectorized(tile: Tile):
                 index = T.reinterpret(u8, word)
                 low = T.bitwise_and(index, T.Broadcast(T.uint8(15), width))
                 high = T.shift_right(index, T.Broadcast(T.uint8(4), width))
-                first = looked_up(table(m, step, 0, d), low)
-                second = looked_up(table(m, step, 1, d), high)
+                first = primitive.look_up(table(m, step, 0, d), low)
+                second = primitive.look_up(table(m, step, 1, d), high)
                 if tile.digits[d] < 8:
                     add(at, first + second)
                 else:
