@@ -311,6 +311,21 @@ shapes = st.builds(
 )
 
 
+def check(op: str, s: Shape, target: Backend) -> None:
+    """Compile an operator for drawn operands and compare every output with the reference's."""
+    case = CASES[op](s, np.random.default_rng(s.seed), target)
+    symbolic = case.symbolic if s.symbolic else ()
+    found = kernels.run_op(op, case.compute, case.arrays, symbolic=symbolic, preset=target)
+    several = isinstance(case.expected, list)
+    pairs = zip(found, case.expected, strict=True) if several else [(found, case.expected)]
+    for array, expected in pairs:
+        assert array.dtype == expected.dtype
+        if case.tolerance:
+            np.testing.assert_allclose(array, expected, case.tolerance, case.tolerance)
+        else:
+            np.testing.assert_array_equal(array, expected)
+
+
 @pytest.mark.parametrize("preset", kernels.PRESETS)
 @pytest.mark.parametrize("op", sorted(CASES))
 @example(s=Shape())
@@ -327,17 +342,7 @@ shapes = st.builds(
 )
 @given(s=shapes)
 def test_compiled_equals_reference(op: str, preset: str, s: Shape) -> None:
-    case = CASES[op](s, np.random.default_rng(s.seed), backend.load(preset))
-    symbolic = case.symbolic if s.symbolic else ()
-    found = kernels.run_op(op, case.compute, case.arrays, symbolic=symbolic, preset=preset)
-    several = isinstance(case.expected, list)
-    pairs = zip(found, case.expected, strict=True) if several else [(found, case.expected)]
-    for array, expected in pairs:
-        assert array.dtype == expected.dtype
-        if case.tolerance:
-            np.testing.assert_allclose(array, expected, case.tolerance, case.tolerance)
-        else:
-            np.testing.assert_array_equal(array, expected)
+    check(op, s, backend.load(preset))
 
 
 @pytest.mark.parametrize("op", ["gemm_planes", "gemm_block", "gemm_dense"])
