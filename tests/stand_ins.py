@@ -35,7 +35,7 @@ class Halves(_lookup.Primitive):
 
 def _float_halves(table: Any, word: Any, place: int) -> Any:
     """Look up 16 floats at once, as AVX-512 does, by AVX2."""
-    avx2 = _lookup_float.LOOKUPS["avx2"]
+    _, avx2 = _lookup_float.LOOKUPS["avx2"]
     halves = [avx2(table, _part(word, start, 8), place) for start in (0, 8)]
     return T.Shuffle(halves, list(range(16)))
 
@@ -44,7 +44,7 @@ PRIMITIVES = {
     "avx512 by avx2": Halves(64, "llvm.x86.avx2.pshuf.b"),
     "neon by ssse3": _lookup.Primitive(16, "llvm.x86.ssse3.pshuf.b.128"),
 }
-FLOAT = {"avx512 by avx2": _float_halves}
+FLOAT = {"avx512 by avx2": (16, _float_halves)}
 
 
 def targets() -> list[Backend]:

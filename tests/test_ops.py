@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 
 from shiftadd_tvm import backend, bcq, ops
 from shiftadd_tvm.backend import Backend
-from shiftadd_tvm.ops import dense, elementwise, gemm, hadamard, lut, lut_block, lut_float, shift
+from shiftadd_tvm.ops import (
+    dense,
+    elementwise,
+    gemm,
+    hadamard,
+    lut,
+    lut_block,
+    lut_float,
+    read_memory,
+    shift,
+)
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.tensorfile import from_float32
 
@@ -282,6 +292,20 @@ def case_rope(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
         tolerance=1e-5,
         symbolic=(0, 1),
     )
+
+
+def _read_memory(op: str, s: Shape, rng: np.random.Generator) -> Case:
+    runs, columns = read_memory.SHAPES[op]
+    words = rng.integers(0, 2**32, (s.rows, runs, s.inputs, columns), dtype=np.uint32)
+    return Case(read_memory.read, [words], read_memory.reference(words), symbolic=(0,))
+
+
+def case_read_memory(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    return _read_memory("read_memory", s, rng)
+
+
+def case_read_memory_ahead(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    return _read_memory("read_memory_ahead", s, rng)
 
 
 CASES: dict[str, Callable[[Shape, np.random.Generator, Backend], Case]] = {
