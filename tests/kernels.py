@@ -9,6 +9,7 @@ from tvm import relax, tirx
 from tvm.ir import IRModule
 
 from shiftadd_tvm import backend, pipeline
+from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.ops import OP
 
 PRESETS = [name for name, preset in backend.presets().items() if preset.runs_here()]
@@ -44,13 +45,24 @@ def compile_op(
     arrays: Sequence[np.ndarray],
     *,
     symbolic: Sequence[int] = (),
-    preset: str = "",
-) -> Callable[..., np.ndarray]:
-    """Return `op` compiled by our pipeline, as a function of arrays like `arrays`."""
+    preset: str | Backend = "",
+) -> Callable[..., Any]:
+    """Return `op` compiled by our pipeline, as a function of arrays like `arrays`.
+
+    It returns an array, or a list of them where the operator has several outputs.
+    """
     module = op_module(op, te_function, arrays, symbolic)
-    executable, _ = pipeline.build(module, backend.load(preset or PRESETS[0]))
+    target = preset if isinstance(preset, Backend) else backend.load(preset or PRESETS[0])
+    executable, _ = pipeline.build(module, target)
     machine = relax.VirtualMachine(executable, tvm.cpu())
-    return lambda *given: machine["main"](*(tvm.runtime.tensor(array) for array in given)).numpy()
+
+    def run(*given: np.ndarray) -> Any:
+        result = machine["main"](*(tvm.runtime.tensor(array) for array in given))
+        if isinstance(result, tvm.runtime.Tensor):
+            return result.numpy()
+        return [tensor.numpy() for tensor in result]
+
+    return run
 
 
 def run_op(
@@ -59,9 +71,9 @@ def run_op(
     arrays: Sequence[np.ndarray],
     *,
     symbolic: Sequence[int] = (),
-    preset: str = "",
-) -> np.ndarray:
-    """Compile `op` and return what it computes for `arrays`."""
+    preset: str | Backend = "",
+) -> Any:
+    """Compile `op` and return what it computes for `arrays`, as `compile_op` says."""
     return compile_op(op, te_function, arrays, symbolic=symbolic, preset=preset)(*arrays)
 
 

@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 
 from shiftadd_tvm import backend, bcq, ops
 from shiftadd_tvm.backend import Backend
-from shiftadd_tvm.ops import dense, elementwise, gemm, hadamard, lut, lut_block, lut_float, shift
+from shiftadd_tvm.ops import (
+    dense,
+    elementwise,
+    gemm,
+    hadamard,
+    lut,
+    lut_block,
+    lut_float,
+    read_memory,
+    shift,
+)
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.tensorfile import from_float32
 
@@ -178,14 +188,16 @@ def case_gemm_planes(s: Shape, rng: np.random.Generator, preset: Backend) -> Cas
     )
 
 
-def _block(function: Callable[..., Any], s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+def _block(
+    function: Callable[..., Any], s: Shape, rng: np.random.Generator, preset: Backend
+) -> Case:
     rows, columns = s.block()
     x, bits, bias = numbers(rng, s.rows, s.inputs), planes(rng, s), biases(rng, s)
     grid = (s.bits, -(-s.outputs // rows), -(-s.inputs // columns))
     codes = term_bytes(rng, *grid, s.terms)
     return Case(
         lambda v, p, a, *bias: function(v, p, a, s.outputs, rows, columns, *bias),
-        [x, lut.pack_planes(bits, preset), codes, *bias],
+        [x, order.pack(bits, preset.rows), codes, *bias],
         lut_block.reference_query(x, bits, codes, rows, columns, *bias),
         symbolic=(0,) if function is lut_block.product else (),
     )
@@ -205,13 +217,15 @@ def _stored(s: Shape, rng: np.random.Generator) -> tuple[np.ndarray, list[np.nda
     return raw, scale if s.dtype == "I8" else []
 
 
-def _dense(function: Callable[..., Any], s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+def _dense(
+    function: Callable[..., Any], s: Shape, rng: np.random.Generator, preset: Backend
+) -> Case:
     x = numbers(rng, s.rows, s.inputs)
     raw, scale = _stored(s, rng)
     bias = biases(rng, s) if scale else []
     return Case(
         lambda v, table, *more: function(v, table, s.outputs, *more),
-        [x, dense.pack_rows(raw, preset), *scale, *bias],
+        [x, dense.pack_rows(raw, preset.lanes), *scale, *bias],
         dense.reference_dense(x, raw, s.dtype, *scale, *bias),
         symbolic=(0,) if function is gemm.dense_product else (),
     )
@@ -230,7 +244,7 @@ def case_embed(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     raw, scale = _stored(s, rng)
     return Case(
         lambda i, table, *scale: dense.embed(i, table, s.inputs, *scale),
-        [ids, dense.pack_rows(raw, preset), *scale],
+        [ids, dense.pack_rows(raw, preset.lanes), *scale],
         dense.reference_embed(ids, raw, s.dtype, *scale),
         symbolic=(0,),
     )
@@ -280,6 +294,20 @@ def case_rope(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     )
 
 
+def _read_memory(op: str, s: Shape, rng: np.random.Generator) -> Case:
+    runs, columns = read_memory.SHAPES[op]
+    words = rng.integers(0, 2**32, (s.rows, runs, s.inputs, columns), dtype=np.uint32)
+    return Case(read_memory.read, [words], read_memory.reference(words), symbolic=(0,))
+
+
+def case_read_memory(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    return _read_memory("read_memory", s, rng)
+
+
+def case_read_memory_ahead(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    return _read_memory("read_memory_ahead", s, rng)
+
+
 CASES: dict[str, Callable[[Shape, np.random.Generator, Backend], Case]] = {
     name.removeprefix("case_"): value for name, value in globals().items() if name[:5] == "case_"
 }
@@ -307,6 +335,21 @@ shapes = st.builds(
 )
 
 
+def check(op: str, s: Shape, target: Backend) -> None:
+    """Compile an operator for drawn operands and compare every output with the reference's."""
+    case = CASES[op](s, np.random.default_rng(s.seed), target)
+    symbolic = case.symbolic if s.symbolic else ()
+    found = kernels.run_op(op, case.compute, case.arrays, symbolic=symbolic, preset=target)
+    several = isinstance(case.expected, list)
+    pairs = zip(found, case.expected, strict=True) if several else [(found, case.expected)]
+    for array, expected in pairs:
+        assert array.dtype == expected.dtype
+        if case.tolerance:
+            np.testing.assert_allclose(array, expected, case.tolerance, case.tolerance)
+        else:
+            np.testing.assert_array_equal(array, expected)
+
+
 @pytest.mark.parametrize("preset", kernels.PRESETS)
 @pytest.mark.parametrize("op", sorted(CASES))
 @example(s=Shape())
@@ -323,21 +366,14 @@ shapes = st.builds(
 )
 @given(s=shapes)
 def test_compiled_equals_reference(op: str, preset: str, s: Shape) -> None:
-    case = CASES[op](s, np.random.default_rng(s.seed), backend.load(preset))
-    symbolic = case.symbolic if s.symbolic else ()
-    found = kernels.run_op(op, case.compute, case.arrays, symbolic=symbolic, preset=preset)
-    assert found.dtype == case.expected.dtype
-    if case.tolerance:
-        np.testing.assert_allclose(found, case.expected, case.tolerance, case.tolerance)
-    else:
-        np.testing.assert_array_equal(found, case.expected)
+    check(op, s, backend.load(preset))
 
 
 @pytest.mark.parametrize("op", ["gemm_planes", "gemm_block", "gemm_dense"])
 def test_one_compiled_gemm_serves_every_number_of_rows(op: str) -> None:
     preset = kernels.PRESETS[0]
     shape = Shape(13, 19, 70, 3, 2, symbolic=True)
-    case = CASES[op](shape, np.random.default_rng(1), preset)
+    case = CASES[op](shape, np.random.default_rng(1), backend.load(preset))
     run = kernels.compile_op(op, case.compute, case.arrays, symbolic=(0,), preset=preset)
     for rows in (1, 2, 5, 6, 7, 12, 13):
         found = run(case.arrays[0][:rows], *case.arrays[1:])
@@ -345,19 +381,22 @@ def test_one_compiled_gemm_serves_every_number_of_rows(op: str) -> None:
 
 
 @pytest.mark.parametrize("preset", kernels.PRESETS)
-@pytest.mark.parametrize("op", ["lut_query", "gemm_planes", "dense"])
+@pytest.mark.parametrize("op", ["lut_float_query", "gemm_planes", "dense"])
 def test_real_activations(op: str, preset: str) -> None:
     # rounding and the order of sums enter here: the bound is in units of the magnitudes summed
-    rng = np.random.default_rng(2)
-    shape = Shape(2, 50, 500, 3, 3, dtype="BF16", symbolic=False)
-    case = CASES[op](shape, rng, preset)
-    x = rng.standard_normal((2, 500)).astype(np.float32)
-    arrays = [lut.reference_build(x) if op == "lut_query" else x, *case.arrays[1:]]
+    shape, target = Shape(2, 50, 500, 3, 3, dtype="BF16"), backend.load(preset)
+    case = CASES[op](shape, np.random.default_rng(2), target)
     rng = np.random.default_rng(2)  # draws the same operands again, in the canonical order
-    numbers(rng, 2, 500)
+    x = numbers(rng, 2, 500)
     if op == "dense":
-        expected = dense.reference_dense(x, _stored(shape, rng)[0], "BF16")
+        raw = _stored(shape, rng)[0]
+        expected = lambda v: dense.reference_dense(v, raw, "BF16")
     else:
-        expected = gemm.reference_planes(x, *_separable(shape, rng, preset)[1])
+        plain = _separable(shape, rng, target)[1]
+        expected = lambda v: gemm.reference_planes(v, *plain)
+    np.testing.assert_array_equal(case.expected, expected(x))  # the same operands indeed
+    x = rng.standard_normal((2, 500)).astype(np.float32)
+    arrays = [lut_float.reference_build(x) if op == "lut_float_query" else x, *case.arrays[1:]]
     found = kernels.run_op(op, case.compute, arrays, preset=preset)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    tolerance = 1e-5 * np.abs(expected(x)).max()
+    np.testing.assert_allclose(found, expected(x), rtol=0, atol=tolerance)

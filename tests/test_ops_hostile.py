@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import te
 
-from shiftadd_tvm import backend, bcq, powers
-from shiftadd_tvm.ops import elementwise, gemm, hadamard, lut, lut_block, shift
+from shiftadd_tvm import bcq, powers
+from shiftadd_tvm.ops import elementwise, gemm, hadamard, lut, lut_block, lut_float, shift
 
 SMALLEST_NORMAL = 2.0**-126
 HOSTILE = np.array(
@@ -93,32 +93,28 @@ def test_hadamard_keeps_hostile_values_in_their_block(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", kernels.PRESETS)
-def test_lut_build_of_hostile_values_is_bit_exact(preset: str) -> None:
+def test_lut_float_build_of_hostile_values_is_bit_exact(preset: str) -> None:
     x = np.stack([np.resize(HOSTILE, 33), np.random.default_rng(2).permutation(33) * 9e36])
     x = x.astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
-        expected = lut.reference_build(x)
-    found = kernels.run_op("lut_build", lut.build, [x], preset=preset)
+        expected = lut_float.reference_build(x)
+    found = kernels.run_op("lut_float_build", lut_float.build, [x], preset=preset)
     np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("preset", kernels.PRESETS)
-def test_lut_query_passes_inf_and_nan_to_their_row_only(preset: str) -> None:
-    rng, n, k = np.random.default_rng(3), 19, 40
-    lanes = backend.load(preset).lanes
-    x = rng.integers(-4, 5, (3, k)).astype(np.float32)
-    x[0, 7], x[1, 39] = np.inf, np.nan
-    planes = bcq.pack_planes(rng.random((1, n, k)) < 0.5)
-    levels = np.full((1, 1), powers.EXPONENT_BIAS, np.uint8)
-    rows = np.full((n, 1), powers.EXPONENT_BIAS | powers.NEGATIVE, np.uint8)
-    tables = lut.reference_build(x)
-    arrays = [tables, lut.pack_planes(planes, lanes), levels, lut.pack_row_terms(rows, lanes)]
-    found = kernels.run_op("lut_query", lambda *a: lut.query(*a, n), arrays, preset=preset)
-    np.testing.assert_array_equal(found, lut.reference_query(tables, planes, levels, rows))
-    signs = bcq.unpack_planes(planes[0], k)
-    np.testing.assert_array_equal(found[0], -np.inf * signs[:, 7])
-    assert np.isnan(found[1]).all()
-    np.testing.assert_array_equal(found[2], -(signs @ x[2]))
+@pytest.mark.parametrize("form", lut.FORMATS.values(), ids=lut.FORMATS)
+def test_whole_numbers_of_hostile_values_are_bit_exact(form: lut.Format, preset: str) -> None:
+    """A hostile value in each row, beside ones that its format holds; see also test_lut.py."""
+    rng = np.random.default_rng(2)
+    x = rng.uniform(-1, 1, (len(HOSTILE), 33)).astype(np.float32)
+    x[np.arange(len(x)), rng.integers(0, 33, len(x))] = HOSTILE
+    x = np.concatenate([x, np.resize(HOSTILE, (1, 33))])
+    found = kernels.run_op("lut_build", lambda v: lut.build(v, form), [x], preset=preset)
+    for array, expected in zip(found, lut.reference_build(x, form), strict=True):
+        np.testing.assert_array_equal(array, expected)
+    rounded = kernels.run_op("lut_round", lambda v: lut.rounded(v, form), [x], preset=preset)
+    np.testing.assert_array_equal(rounded, lut.reference_rounded(x, form))
 
 
 @pytest.mark.skipif(not kernels.PRESETS, reason="no preset runs on this machine")
@@ -138,8 +134,8 @@ def weight(
     return bcq.BCQWeight((n, k), bcq.pack_planes(rng.random((3, n, k)) < 0.5), scales, rotation)
 
 
-@pytest.mark.parametrize("inputs", [1, 31, 33, 64, 80])
-def test_lut_gemm_and_dense_agree(inputs: int) -> None:
+def _shifted(inputs: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+    """Return activations as look-ups get them, a linear's operands, and the dense product."""
     rng, n = np.random.default_rng(5), 21
     terms = [powers.round_to_terms(rng.uniform(0.5, 2, size), 2) for size in (n, inputs, 3)]
     w = weight(rng, n, inputs, bcq.SeparableScales(*terms))
@@ -147,12 +143,29 @@ def test_lut_gemm_and_dense_agree(inputs: int) -> None:
     x = rng.standard_normal((3, inputs)).astype(np.float32)
     rotated = x if w.rotation is None else bcq.rotate(x, w.rotation)
     shifted = shift.reference_terms(rotated, w.scales.column_terms)
-    operands = (w.planes, w.scales.plane_terms, w.scales.row_terms)
-    looked_up = lut.reference_query(lut.reference_build(shifted), *operands)
-    expected = x.astype(np.float64) @ bcq.dequantize(w).astype(np.float64).T
+    operands = [w.planes, w.scales.plane_terms, w.scales.row_terms]
+    return shifted, operands, x.astype(np.float64) @ bcq.dequantize(w).astype(np.float64).T
+
+
+@pytest.mark.parametrize("inputs", [1, 31, 33, 64, 80])
+def test_lut_gemm_and_dense_agree(inputs: int) -> None:
+    shifted, operands, expected = _shifted(inputs)
+    looked_up = lut_float.reference_query(lut_float.reference_build(shifted), *operands)
     tolerance = 1e-5 * max(1.0, np.abs(expected).max())
     np.testing.assert_allclose(looked_up, expected, rtol=0, atol=tolerance)
     np.testing.assert_allclose(gemm.reference_planes(shifted, *operands), looked_up, 0, tolerance)
+
+
+@pytest.mark.parametrize("inputs", [1, 31, 33, 64, 80])
+@pytest.mark.parametrize(("name", "error"), [("int16", 2e-3), ("int8", 1e-1)])
+def test_both_phases_hold_the_same_whole_numbers(name: str, error: float, inputs: int) -> None:
+    """Decode looks rounded activations up, prefill multiplies them: the same but for float32's sums."""
+    form, (shifted, operands, expected) = lut.FORMATS[name], _shifted(inputs)
+    largest = max(1.0, np.abs(expected).max())
+    looked_up = lut.reference_query(*lut.reference_build(shifted, form), *operands, form)
+    multiplied = gemm.reference_planes(lut.reference_rounded(shifted, form), *operands)
+    np.testing.assert_allclose(multiplied, looked_up, rtol=0, atol=1e-6 * largest)
+    np.testing.assert_allclose(looked_up, expected, rtol=0, atol=error * largest)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 32), (21, 1), (2, 8), (7, 4)])

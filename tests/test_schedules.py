@@ -1,6 +1,8 @@
 """Schedules: they name real operators, and look up where the definition has a one-hot."""
 
+import dataclasses
 import importlib
+import itertools
 import pkgutil
 import re
 
@@ -10,9 +12,11 @@ import pytest
 import test_ops
 import tvm
 from tvm import tirx
+from tvm.s_tir import Schedule
 
 from shiftadd_tvm import backend, ops, pipeline
-from shiftadd_tvm.ops import OP
+from shiftadd_tvm.ops import OP, planes
+from shiftadd_tvm.schedules.llvm import lut as lut_schedule
 
 LLVM = [name for name, preset in backend.presets().items() if preset.family == "llvm"]
 SHAPE = test_ops.Shape(2, 64, 96, 3, 3, bias=True)
@@ -21,15 +25,18 @@ ONE_HOT = '== T.Cast("uint32", v_entry)'  # [index == entry], which no schedule 
 MULTIPLY = re.compile(r"^v?(mul[sp][sd]|fn?m(add|sub)\w*|dp\w+|pmadd\w*)$")
 
 
-def query_module(preset: str, shape: test_ops.Shape = SHAPE) -> tvm.ir.IRModule:
-    lanes = backend.load(preset).lanes
-    case = test_ops.CASES["lut_query"](shape, np.random.default_rng(0), lanes)
-    return kernels.op_module("lut_query", case.compute, case.arrays, ())
+def query_module(
+    preset: str, shape: test_ops.Shape = SHAPE, op: str = "lut_query"
+) -> tvm.ir.IRModule:
+    case = test_ops.CASES[op](shape, np.random.default_rng(0), backend.load(preset))
+    return kernels.op_module(op, case.compute, case.arrays, ())
 
 
-def instructions(preset: str) -> list[tuple[str, str]]:
-    """Return (mnemonic, operands) of lut_query's own code, without its argument checks."""
-    executable, _ = pipeline.build(query_module(preset), backend.load(preset))
+def instructions(
+    preset: str, shape: test_ops.Shape = SHAPE, op: str = "lut_query"
+) -> list[tuple[str, str]]:
+    """Return (mnemonic, operands) of the operator's own code, without its argument checks."""
+    executable, _ = pipeline.build(query_module(preset, shape, op), backend.load(preset))
     assembly = executable.mod.imports[0].inspect_source("asm")
     found, kernel = [], False
     for line in assembly.splitlines():
@@ -59,21 +66,44 @@ def test_no_operator_has_two_schedules() -> None:
         assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize(
-    ("preset", "permute", "register"),
-    [("x86-avx512", "vperm(ps|d)", "%zmm"), ("x86-avx2", "vperm(ps|d)", "%ymm")],
-)
-def test_lut_query_permutes_registers_and_multiplies_nothing(
-    preset: str, permute: str, register: str
-) -> None:
+# (operator, shape): both formats of whole numbers (the seed decides), whose loops differ, and floats
+FORMATS = {
+    "int16": ("lut_query", dataclasses.replace(SHAPE, seed=1)),
+    "int8": ("lut_query", dataclasses.replace(SHAPE, seed=0)),
+    "float32": ("lut_float_query", SHAPE),
+}
+
+
+def test_the_seeds_choose_the_formats() -> None:
+    names = {name: test_ops.form_of(shape).name for name, (_, shape) in FORMATS.items()}
+    assert names["int16"] == "int16" and names["int8"] == "int8"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("preset", LLVM)
+def test_look_ups_multiply_nothing(preset: str, name: str) -> None:
     # compiled for the target, so it needs no such processor
-    found = instructions(preset)
-    assert sum(bool(re.fullmatch(permute, m)) and register in o for m, o in found) >= 8 * SHAPE.bits
-    assert not [m for m, _ in found if MULTIPLY.match(m)]
+    op, shape = FORMATS[name]
+    found = instructions(preset, shape, op)
+    assert not [mnemonic for mnemonic, _ in found if MULTIPLY.match(mnemonic)]
 
 
-def test_lut_query_without_vector_permutes_multiplies_nothing() -> None:
-    assert not [m for m, _ in instructions("x86-64") if MULTIPLY.match(m)]
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("preset", "register"), [("x86-avx512", "%zmm"), ("x86-avx2", "%ymm")])
+def test_look_ups_shuffle_registers(preset: str, register: str, name: str) -> None:
+    """Bytes of a vector at once: for every token two look-ups a digit; floats: one or two a byte."""
+    op, shape = FORMATS[name]
+    found = instructions(preset, shape, op)
+    if op == "lut_query":
+        digits = len(test_ops.form_of(shape).digit_bits)
+        shuffle, least = "vpshufb", 2 * digits * shape.rows
+    else:
+        shuffle, least = "vperm(ps|d)", 2 * planes.VIEWS
+    assert sum(bool(re.fullmatch(shuffle, m)) and register in o for m, o in found) >= least
+    if op == "lut_query":  # the sums of bytes are added as bytes and as 16 bits, nothing wider
+        assert {"vpaddb", "vpaddw"} - {m for m, _ in found} <= (
+            {"vpaddb"} if digits == 1 else set()
+        )
 
 
 def test_the_detector_sees_multiplies() -> None:
@@ -86,18 +116,61 @@ def test_the_detector_sees_multiplies() -> None:
 @pytest.mark.parametrize("preset", LLVM)
 @pytest.mark.parametrize("bits", [1, 3])
 @pytest.mark.parametrize("outputs", [1, 5, 64, 77])
-def test_the_one_hot_reduction_never_survives(preset: str, bits: int, outputs: int) -> None:
-    module = query_module(preset, test_ops.Shape(2, outputs, 40, bits, 2))
+@pytest.mark.parametrize("op", ["lut_query", "lut_float_query"])
+def test_the_one_hot_reduction_never_survives(
+    op: str, preset: str, bits: int, outputs: int
+) -> None:
+    module = query_module(preset, test_ops.Shape(2, outputs, 40, bits, 2, seed=bits), op)
     scheduled, counts = pipeline.apply_schedules(module, backend.load(preset))
     assert counts["scheduled"] == 1 and counts["fallback"] == 0
     assert ONE_HOT in module.script() and ONE_HOT not in scheduled.script()
     (function,) = (f for _, f in scheduled.functions_items() if isinstance(f, tirx.PrimFunc))
-    assert function.attrs[OP] == "lut_query" and function.attrs["tirx.is_scheduled"]
+    assert function.attrs[OP] == op and function.attrs["tirx.is_scheduled"]
 
 
 def test_an_operator_without_a_schedule_keeps_its_loops() -> None:
-    case = test_ops.CASES["lut_block"](SHAPE, np.random.default_rng(0), 8)
+    case = test_ops.CASES["lut_block"](SHAPE, np.random.default_rng(0), backend.load("x86-avx2"))
     module = kernels.op_module("lut_block", case.compute, case.arrays, ())
     scheduled, counts = pipeline.apply_schedules(module, backend.load("x86-avx2"))
     assert (counts["scheduled"], counts["fallback"]) == (0, 1)
     tvm.ir.assert_structural_equal(module, scheduled)
+
+
+def knob_choices() -> list[dict[str, int]]:
+    """Return values of the knobs in which every pair of values of two knobs occurs."""
+    names, sizes = list(lut_schedule.KNOBS), lut_schedule.KNOBS.values()
+    every = list(itertools.product(*(knob.candidates for knob in sizes)))
+    pairs = lambda choice: set(itertools.combinations(enumerate(choice), 2))
+    missing, chosen = set().union(*map(pairs, every)), []
+    while missing:
+        best = max(every, key=lambda choice: len(pairs(choice) & missing))
+        missing -= pairs(best)
+        chosen.append(dict(zip(names, best, strict=True)))
+    return chosen
+
+
+@pytest.mark.skipif(not kernels.PRESETS, reason="no preset runs on this machine")
+@pytest.mark.parametrize("seed", [1, 3], ids=["int16", "int8"])
+def test_no_knob_changes_a_result(seed: int) -> None:
+    """Two chunks of 68 steps and enough rows, so that no candidate is cut down."""
+    preset = backend.load(kernels.PRESETS[0])
+    most = [max(knob.candidates) for knob in lut_schedule.KNOBS.values()]
+    outputs = preset.rows * most[0] * most[1]
+    shape = test_ops.Shape(1, outputs, 1088, 2, 2, True, seed=seed)
+    case = test_ops.CASES["lut_query"](shape, np.random.default_rng(seed), preset)
+    module = kernels.op_module("lut_query", case.compute, case.arrays, ())
+    (function,) = (f for _, f in module.functions_items() if isinstance(f, tirx.PrimFunc))
+    functions, texts = {}, set()
+    for index, knobs in enumerate(knob_choices()):
+        schedule = Schedule(tvm.ir.IRModule({"main": function}))
+        lut_schedule.schedule(schedule, preset, **knobs)
+        name = f"choice{index}"
+        functions[name] = schedule.mod["main"].with_attr("global_symbol", name)
+        texts.add(schedule.mod["main"].script())
+    assert len(texts) == len(functions) >= 20  # every choice is a kernel of its own
+    compiled = tvm.compile(tvm.ir.IRModule(functions), tvm.target.Target(preset.target))
+    arrays = [tvm.runtime.tensor(array) for array in case.arrays]
+    for name, knobs in zip(functions, knob_choices(), strict=True):
+        found = tvm.runtime.tensor(np.full((1, outputs), np.nan, np.float32))
+        compiled[name](*arrays, found)
+        np.testing.assert_array_equal(found.numpy(), case.expected, err_msg=str(knobs))

@@ -32,6 +32,10 @@ class Primitive:
     width: int
     instruction: str
 
+    def look_up(self, table, index):
+        """Return the entries (width,) uint8 of `table`, 16 entries repeated, by bytes below 16."""
+        return T.call_llvm_pure_intrin(f"uint8x{self.width}", self.instruction, table, index)
+
 
 PRIMITIVES = {
     "avx2": Primitive(32, "llvm.x86.avx2.pshuf.b"),
@@ -92,7 +96,7 @@ def _strided(name: str, shape: tuple[int, ...], dtype: str, scope: str):
 def intrinsic(buffers: list, body, locals_=None):
     """Return the PrimFunc of an intrinsic: `body(*buffers)` inside its root block.
 
-    `locals_` is the shape of 16-bit sums of the intrinsic's own, which `body` gets last. They belong
+    `locals_` is the (shape, dtype) of sums of the intrinsic's own, which `body` gets last. They belong
     to a block inside the root: `tensorize` keeps no buffers of the root itself.
     """
     with IRBuilder() as builder:
@@ -112,7 +116,7 @@ def intrinsic(buffers: list, body, locals_=None):
                     with T.sblock("kernel"):
                         T.reads(whole[-1], *whole[:-1])
                         T.writes(whole[-1])
-                        body(*made, T.sblock_alloc_buffer(locals_, "uint16", scope="local"))
+                        body(*made, T.sblock_alloc_buffer(*locals_, scope="local"))
     return builder.get()
 
 
@@ -150,9 +154,6 @@ def _vectorized(tile: Tile):
     width, parts = primitive.width, tile.rows // primitive.width
     words, halves = width // 4, width // 2
     u8, u16, u32 = f"uint8x{width}", f"uint16x{halves}", f"uint32x{words}"
-    looked_up = lambda table, index: T.call_llvm_pure_intrin(
-        u8, primitive.instruction, table, index
-    )
 
     # for each token, row block, vector and digit: sums of even bytes + 256 · odd, and of odd
     shape = (tile.tokens, tile.blocks, parts, len(tile.digits), 2)
@@ -181,8 +182,8 @@ def _vectorized(tile: Tile):
                 index = T.reinterpret(u8, word)
                 low = T.bitwise_and(index, T.Broadcast(T.uint8(15), width))
                 high = T.shift_right(index, T.Broadcast(T.uint8(4), width))
-                first = looked_up(table(m, step, 0, d), low)
-                second = looked_up(table(m, step, 1, d), high)
+                first = primitive.look_up(table(m, step, 0, d), low)
+                second = primitive.look_up(table(m, step, 1, d), high)
                 if tile.digits[d] < 8:
                     add(at, first + second)
                 else:
@@ -213,7 +214,7 @@ def _vectorized(tile: Tile):
                     total = total + T.shift_left(value, T.Broadcast(T.uint32(place), words))
                 T.buffer_store(sums, total, [m, r, 0, v, at_lanes])
 
-    return intrinsic(_buffers(tile), body, (*shape, halves))
+    return intrinsic(_buffers(tile), body, ((*shape, halves), "uint16"))
 
 
 def _generic(tile: Tile):

@@ -36,7 +36,7 @@ def schedule(
     several, b = sch.split(blocks, [None, shared], preserve_unit_iters=True)
     # TVM drops loops of extent 1 from what it matches, so they stay outside
     covered = [loop for loop in (m, b) if int(sch.get(loop).extent) > 1]
-    single = [loop for loop in (m, b) if int(sch.get(loop).extent) == 1]
+    single = [loop for loop in (m, b, step) if int(sch.get(loop).extent) == 1]
     # alone, a plane is read from end to end; together, a chunk of tables serves before the next one
     around = (chunk, several, p) if task > 1 else (several, p, chunk)
     sch.reorder(*around, *single, *covered, v, i)

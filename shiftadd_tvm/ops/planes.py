@@ -75,3 +75,6 @@ def pack_row_terms(terms: Array, rows: int) -> Array:
     padded = np.zeros((terms.shape[1], row_blocks(len(terms), rows) * rows), np.uint8)
     padded[:, : len(terms)] = terms.T
     return padded
+
+
+REFERENCES: dict[str, object] = {}  # an order, which operators share, and no operator
