@@ -1,6 +1,6 @@
 """lut_group: the look-ups of `lut.py` for scales that one row and a group of inputs have alone.
 
-    y[m, n] = 2^e · sum_p sum_c a[p, n, c] · (2 sum_{g in c} tables[m, g, nibble g of n] - sum_{k in c} |q|)
+    y[m, n] = 2^e · sum_pc a[p, n, c] · (2 sum_{g in c} tables[m, g, nibble g of n] - sum_{k in c} |q|)
 
     group_terms  uint8 (NB, P, C, terms, L)   the term bytes of a, row by row side by side
 
