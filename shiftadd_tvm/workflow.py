@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from shiftadd_tvm.quantization import QuantizeReport
     from shiftadd_tvm.runtime.generation import TextModel
     from shiftadd_tvm.settings import QuantizeSettings
+    from shiftadd_tvm.tuner import TuneReport, TuneRequest
 
 DEFAULT_BITS = 4
 DEFAULT_ACTIVATIONS = "int16"
@@ -66,6 +67,14 @@ class CompilePlan:
     backend: "Backend"
     quantize: QuantizePlan | None
     reused: bool  # the packed model was found where a plain checkpoint's would be made
+
+
+@dataclass(frozen=True)
+class TunePlan:
+    """What `tune` would do: with `quantize`, the packed model is made first."""
+
+    request: "TuneRequest"
+    quantize: QuantizePlan | None
 
 
 def quantized_output(source: str | Path, bits: float) -> Path:
@@ -231,6 +240,7 @@ def run_compile(
     activations: str = DEFAULT_ACTIVATIONS,
     verify: bool = True,
     dump_ir: Path | None = None,
+    tuning_log: Path | None = None,
     force: bool = False,
     progress: Stage = lambda stage: None,
 ) -> "CompileReport":
@@ -238,7 +248,11 @@ def run_compile(
     compiler = _module("compiler")
     model: PackedModel = _module("packed").open_packed(plan.packed)
     settings = compiler.CompileSettings(
-        context=context, activations=activations, verify=verify, dump_ir=dump_ir
+        context=context,
+        activations=activations,
+        verify=verify,
+        dump_ir=dump_ir,
+        tuning_log=tuning_log,
     )
     report: CompileReport = compiler.compile_model(
         model,
@@ -263,6 +277,7 @@ def compile(
     activations: str = DEFAULT_ACTIVATIONS,
     verify: bool = True,
     dump_ir: Path | None = None,
+    tuning_log: Path | None = None,
     force: bool = False,
 ) -> "CompileReport":
     """Compile a packed model, or a checkpoint that is quantized first, into an artifact."""
@@ -277,8 +292,59 @@ def compile(
         activations=activations,
         verify=verify,
         dump_ir=dump_ir,
+        tuning_log=tuning_log,
         force=force,
     )
+    )
+
+
+def plan_tune(
+    source: str | Path | None = None,
+    output: str | Path | None = None,
+    *,
+    target: str | None = None,
+    bits: int | None = None,
+    config: str | Path | None = None,
+    threads: int | None = None,
+    **budget: Any,
+) -> TunePlan:
+    """Check everything that can be checked before the work, and return what `tune` would do.
+
+    `budget` is what else `TuneRequest` has: `trials`, `minutes`, `op`.
+    """
+    backends, tuner = _module("backend"), _module("tuner")
+    backend = backends.load(target) if target else backends.detect()
+    first = None
+    if source is None:
+        if bits is not None or config is not None:
+            raise UsageError("--bits and --config belong to a SRC, which is missing; give one.")
+    else:
+        compiled = _plan_compile(source, None, backend, bits, config)
+        source, first = str(compiled.packed), compiled.quantize
+    if output is not None:
+        _module("files").refuse_existing(Path(output), tuner.META, force=True)
+    place = None if output is None else str(output)
+    workers = threads or _module("cpu").cores()
+    request = tuner.TuneRequest(backend.name, source, threads=workers, output=place, **budget)
+    tuner.check(backend, request)
+    return TunePlan(request, first)
+
+
+def run_tune(plan: TunePlan, *, progress: QuantizeProgress | None = None) -> "TuneReport":
+    """Carry out a plan whose packed model, if it has one, exists by now."""
+    arguments = [] if progress is None else [progress]
+    report: TuneReport = _module("tuner").tune(plan.request, *arguments)
+    return report
+
+
+def tune(
+    source: str | Path | None = None, output: str | Path | None = None, **options: Any
+) -> "TuneReport":
+    """Search the fastest schedules for this machine; `options` are those of `plan_tune`."""
+    plan = plan_tune(source, output, **options)
+    if plan.quantize is not None:
+        run_quantize(plan.quantize)
+    return run_tune(plan)
 
 
 def load(path: str | Path, *, threads: int | None = None) -> "TextModel":
