@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from shiftadd_tvm import errors
@@ -105,9 +104,10 @@ def _listen(child: "subprocess.Popen[str]", progress: Progress) -> dict[str, Any
     for line in child.stdout:
         said = json.loads(line)
         if "error" in said:
-            raise _known_errors()[said["error"]](said["message"])
-        if "warning" in said:
-            log.warning("%s", said["warning"])
+            kind, message = said["error"]
+            raise _known_errors()[kind](message)
+        if "log" in said:
+            log.log(*said["log"])
         if "progress" in said:
             progress(*said["progress"])
         result = said.get("result", result)

@@ -295,7 +295,6 @@ def compile(
         tuning_log=tuning_log,
         force=force,
     )
-    )
 
 
 def plan_tune(

@@ -1,186 +1,48 @@
-"""The tuning process: every task of a request in turn, then the log. Run by `shiftadd_tvm.tuner`."""
+"""The tuning process, run by `shiftadd_tvm.tuner`: a request in, lines of JSON out."""
 
-import fcntl
 import json
+import logging
 import sys
-import tempfile
-import time
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-# Imported first, so that nothing below loads them: tvm_ffi takes up torch where it is installed, and
-# MetaSchedule imports the intrinsics of all of TVM's targets, a minute's work; ours are registered by
-# the schedules that use them.
-sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-sys.modules.setdefault(
-    "tvm.s_tir.tensor_intrin", types.ModuleType("tvm.s_tir.tensor_intrin")
-)
-
-from shiftadd_tvm import __version__, backend as backends, compiler, cpu  # noqa: E402
-from shiftadd_tvm.backend import Backend  # noqa: E402
-from shiftadd_tvm.errors import ShiftAddError, UnsupportedError, UsageError  # noqa: E402
-from shiftadd_tvm.packed import open_packed  # noqa: E402
-from shiftadd_tvm.tuner import TuneRequest  # noqa: E402
-from shiftadd_tvm.tuning import crossover, search, tasks  # noqa: E402
-from shiftadd_tvm.tuning import log as logs  # noqa: E402
-from shiftadd_tvm.tuning.measure import TrialError  # noqa: E402
-from shiftadd_tvm.tuning.tasks import Task  # noqa: E402
-
-MEASURED = "local"  # on this machine, by its clock
-
-Fields = dict[str, Any]
+from shiftadd_tvm.errors import ShiftAddError
+from shiftadd_tvm.tuner import TuneRequest
 
 
-def device(threads: int) -> Fields:
-    """Return what times depend on."""
-    return {"cpu": cpu.model(), "cores": cpu.cores(), "caches": cpu.caches(), "threads": threads}
+def prepare() -> None:
+    """Spare the process what it does not need; must come before TVM is imported.
+
+    tvm_ffi takes up torch wherever it is installed, and MetaSchedule imports the intrinsics of all
+    of TVM's targets, a minute's work: ours are registered by the schedules that use them.
+    """
+    unused = "tvm.s_tir.tensor_intrin"
+    sys.modules.setdefault(unused, types.ModuleType(unused))
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
-def find_tasks(request: TuneRequest, backend: Backend) -> list[Task]:
-    """Return the tasks of a request; raises `UsageError` or `UnsupportedError` when it has none."""
-    known = tasks.tunable(backend)
-    if request.op is not None and request.op not in known:
-        raise UsageError(
-            f"--op is {request.op!r}, expected one of {', '.join(known)}, which have knobs on "
-            f"{backend.name}."
-        )
-    if request.source is None:
-        found = tasks.shipped(backend)
-    else:
-        module, _ = compiler.relax_module(open_packed(request.source), backend, request.activations)
-        found = tasks.of_module(module, backend)
-    found = [task for task in found if request.op in (None, task.op)]
-    if not found:
-        raise UnsupportedError(
-            f"{request.source} has no operator with knobs: expected separable scales "
-            f"({', '.join(known)})."
-        )
-    return found
+def say(kind: str, value: object) -> None:
+    """Tell the parent; where it has gone, the pipe breaks and there is nobody to tune for."""
+    print(json.dumps({kind: value}), flush=True)
 
 
-class Tuning:
-    """One request at work."""
-
-    def __init__(self, request: TuneRequest) -> None:
-        """Find the tasks."""
-        self._request, self._begin = request, time.monotonic()
-        self._backend = backends.load(request.preset)
-        self._device = device(request.threads)
-        self._tasks = find_tasks(request, self._backend)
-        self._work = search.work_folder(request.preset, self._device)
-        own = logs.user_cache() / logs.NAME / request.preset
-        self._output = Path(request.output) if request.output else own
-        if (self._output / logs.META).is_file():
-            logs.TuningLog(self._output, request.preset)  # refuse what cannot be added to, now
-
-    def run(self) -> Fields:
-        """Search every task within its part of the time, write the log, return the report."""
-        found: dict[str, Fields] = {}
-        records: dict[str, list[Fields]] = {}
-        with _alone(self._work):
-            for number, task in enumerate(self._tasks):
-                until = self._until(number)
-                if found and time.monotonic() > until:
-                    break
-                result = self._search(task, number, until)
-                found[task.name] = self._report(task, result)
-                entries = [logs.entry(task.function, task.name, r) for r in result.records]
-                records[logs.key(task.function)] = entries
-                # after every task: an interruption leaves what is finished
-                self._write(records, list(found.values()), {})
-            rows = self._crossover()
-            self._write(records, list(found.values()), {"lookup_rows": rows} if rows else {})
-        return {
-            "target": self._request.preset,
-            "output": str(self._output),
-            "tasks": list(found.values()),
-            "left": [task.name for task in self._tasks if task.name not in found],
-            "lookup_rows": rows,
-            "seconds": time.monotonic() - self._begin,
-        }
-
-    def _crossover(self) -> int | None:
-        with tempfile.TemporaryDirectory(dir=self._work) as folder:
-            try:
-                return crossover.rows(self._tasks, self._backend, self._output, Path(folder))
-            except TrialError as error:
-                say({"warning": f"look-ups were not compared with prefill's product: it {error}"})
-                return None
-
-    def _until(self, number: int) -> float:
-        """Return when task `number` has used up its part: what is left, in equal parts."""
-        if self._request.minutes is None:
-            return float("inf")
-        now = time.monotonic()
-        left = self._begin + self._request.minutes * 60 - now
-        return now + left / (len(self._tasks) - number)
-
-    def _search(self, task: Task, number: int, until: float) -> search.Found:
-        def progress(done: int, trials: int) -> None:
-            total = trials * len(self._tasks)
-            say({"progress": [trials * number + done, total, task.name]})
-
-        folder = self._work / task.name
-        one = search.Search(task, self._backend, folder, cpu.cores())
-        return one.run(self._request.trials, until, progress)
-
-    def _report(self, task: Task, found: search.Found) -> Fields:
-        shape = task.shape
-        cached = task.model_bytes < cpu.caches().get("L3", 0) // 2
-        return {
-            "name": task.name,
-            "op": task.op,
-            "shape": [shape.outputs, shape.inputs],
-            "bits": shape.bits,
-            "tokens": shape.tokens,
-            "before_us": found.before * 1e6,
-            "after_us": found.after * 1e6,
-            "trials": found.trials,
-            "failed": found.failed,
-            "weights": "cached" if cached else "cold",
-        }
-
-    def _write(self, records: dict[str, list[Fields]], found: list[Fields], more: Fields) -> None:
-        run = {
-            "shiftadd-tvm": __version__,
-            "command": self._request.command,
-            "date": datetime.now(UTC).date().isoformat(),
-            "device": self._device,
-            "measured": MEASURED,
-            "tasks": found,
-        }
-        logs.write(self._output, self._request.preset, records, more, run)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold `folder` against other tuning processes, which would disturb each other's times too."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"Another process tunes in {folder} already; wait until it has ended."
-            ) from None
-        yield
-
-
-def say(fields: Fields) -> None:
-    """Tell the parent, which may have gone: then there is nobody to tune for."""
-    print(json.dumps(fields), flush=True)
+class _Said(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say("log", [record.levelno, record.getMessage()])
 
 
 def main(request: str) -> int:
-    """Run one request in JSON; print the result or the error as the last line."""
+    """Carry out a request in JSON; the last line is its result, or an error's class and sentence."""
+    prepare()
+    from shiftadd_tvm.tuning.session import Tuning
+
+    logger = logging.getLogger("shiftadd_tvm")
+    logger.addHandler(_Said())
+    logger.setLevel(logging.INFO)
+    progress = lambda done, total, what: say("progress", [done, total, what])
     try:
-        say({"result": Tuning(TuneRequest(**json.loads(request))).run()})
+        say("result", Tuning(TuneRequest(**json.loads(request)), progress).run())
     except ShiftAddError as error:
-        say({"error": type(error).__name__, "message": str(error)})
+        say("error", [type(error).__name__, str(error)])
         return error.exit_code
     return 0
 

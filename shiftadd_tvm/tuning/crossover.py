@@ -46,9 +46,7 @@ def rows(found: Sequence[Task], backend: Backend, log: Path, folder: Path) -> in
     return best
 
 
-def times(
-    task: Task, backend: Backend, log: Path, folder: Path
-) -> dict[int, tuple[float, float]]:
+def times(task: Task, backend: Backend, log: Path, folder: Path) -> dict[int, tuple[float, float]]:
     """Return the seconds of the look-ups and of the product by the number of tokens, measured in a
     fork; raises `TrialError`."""
     logs = [TuningLog(log, backend.name)]

@@ -89,7 +89,9 @@ class _Answer:
         return self
 
     def __exit__(self, kind: type | None, error: object, trace: object) -> None:
-        answer = {"error": f"{kind.__name__}: {str(error)[-500:]}"} if kind else {"result": self.result}
+        answer: dict[str, object] = {"result": self.result}
+        if kind is not None:
+            answer = {"error": f"raised {kind.__name__}: {str(error)[-500:]}"}
         with os.fdopen(self._writing, "w") as stream:
             json.dump(answer, stream)
         os._exit(0)
@@ -176,6 +178,7 @@ class Builder(PyBuilder):
         self._folder, self._workers = folder, workers
 
     def build(self, build_inputs: Sequence[Any]) -> list[Any]:
+        """Return a result for each input."""
         results: list[Any] = []
         for start in range(0, len(build_inputs), self._workers):
             some = build_inputs[start : start + self._workers]
@@ -203,6 +206,7 @@ class Runner(PyRunner):
         self._data, self._timeout = data, timeout
 
     def run(self, runner_inputs: Sequence[Any]) -> list[Any]:
+        """Return a future for each input, whose result is there."""
         return [_Done(self._one(str(given.artifact_path))) for given in runner_inputs]
 
     def _one(self, path: str) -> Any:

@@ -5,8 +5,10 @@ because TVM's would forget on a restart what was measured and how much of the bu
 batch is appended to a JSON database of the task's own before the next begins: a killed run loses one.
 """
 
+import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,7 +30,7 @@ from shiftadd_tvm.errors import GateError
 from shiftadd_tvm.files import canonical_json
 from shiftadd_tvm.tuning import log as logs
 from shiftadd_tvm.tuning import measure, space
-from shiftadd_tvm.tuning.measure import Data, Fork, TrialError
+from shiftadd_tvm.tuning.measure import Fork, TrialError
 from shiftadd_tvm.tuning.tasks import Task, data
 
 BATCH = 8
@@ -39,6 +41,8 @@ FAILED = 1e10  # seconds, by which MetaSchedule marks a trial without a time
 WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
 
 logger = logging.getLogger(__name__)
+chatter = logging.getLogger(f"{__name__}.metaschedule")  # pages for every batch
+chatter.setLevel(logging.WARNING)
 
 Progress = Callable[[int, int], None]  # trials done, trials in all
 
@@ -137,7 +141,7 @@ class Search:
             search_strategy=strategy,
             task_name=self._task.name,
             num_threads=1,
-            logger=logging.getLogger(f"{__name__}.metaschedule"),
+            logger=chatter,
         )
 
     def _batches(self, context: Any, measured: "_Measured", left: int) -> Iterator[list[Any]]:
@@ -240,8 +244,6 @@ def _timed(record: Any, seconds: float) -> Any:
 
 
 def _empty(folder: Path) -> None:
-    import shutil
-
     with suppress(FileNotFoundError):
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -274,7 +276,5 @@ def _lines(path: Path) -> Iterator[Any]:
 
 def work_folder(preset: str, device: dict[str, Any]) -> Path:
     """Return where unfinished searches lie: times of another machine or version do not mix in."""
-    import hashlib
-
     same = canonical_json({"device": device, "versions": logs.versions()})
     return logs.user_cache() / "tuning_work" / f"{preset}-{hashlib.sha256(same).hexdigest()[:12]}"

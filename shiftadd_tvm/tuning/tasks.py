@@ -5,6 +5,7 @@ for another number of tokens. What compiling emits and what a `Shape` makes is t
 test holds them together, since records are found by it.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -154,7 +155,7 @@ def of_module(module: IRModule, backend: Backend) -> list[Task]:
     """Return the tasks of a model's Relax module: its static look-ups, by the share of their bytes."""
     calls = _calls(module)
     found = [
-        (function, shape_of(function), calls.get(variable.name_hint, 1))
+        (function, shape_of(function), calls[variable.name_hint])
         for variable, function in module.functions_items()
         if _is_tunable(function, backend)
     ]
@@ -168,14 +169,13 @@ def _is_tunable(function: Any, backend: Backend) -> bool:
     return all(isinstance(size, IntImm) for v in function.params for size in v.shape)
 
 
-def _calls(module: IRModule) -> dict[str, int]:
+def _calls(module: IRModule) -> Counter[str]:
     """Return how often the module's Relax functions call each of the others."""
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
 
     def visit(node: Any) -> None:
-        if isinstance(node, relax.Call) and node.args and isinstance(node.args[0], tvm.ir.GlobalVar):
-            name = node.args[0].name_hint
-            counts[name] = counts.get(name, 0) + 1
+        if isinstance(node, relax.Call):
+            counts.update(a.name_hint for a in node.args if isinstance(a, tvm.ir.GlobalVar))
 
     for _, function in module.functions_items():
         if isinstance(function, relax.Function):
