@@ -5,7 +5,8 @@ For each number of tokens that decoding is compiled for, the look-ups (tables an
 has just been made. Prefill widens its panels at every call, so its time hardly depends on the tokens.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,24 +24,37 @@ from shiftadd_tvm.tuning.measure import Fork
 from shiftadd_tvm.tuning.space import workload
 from shiftadd_tvm.tuning.tasks import Task
 
-LARGEST = 4  # tasks that are measured, by the bytes that a step reads through them
+Array = np.ndarray
+
+LARGEST = 4  # tasks that are measured at most, by the bytes that a step reads through them
 TIMEOUT = 180  # seconds, of one task
 
 
-def rows(found: Sequence[Task], backend: Backend, log: Path, folder: Path) -> int:
+def rows(
+    found: Sequence[Task], backend: Backend, log: Path, folder: Path, end: float = float("inf")
+) -> int:
     """Return how many tokens look-ups are good for: the most of `graph.BATCHES` at which those of
-    the largest tasks together take no longer than the product."""
+    the largest tasks together take no longer than the product.
+
+    After `end` (of `time.monotonic`) only the largest task is measured. Raises `TrialError`.
+    """
     single = [task for task in found if task.shape.tokens == 1]
-    largest = sorted(single, key=lambda task: -task.share)[:LARGEST]
-    measured = [times(task, backend, log, folder) for task in largest]
+    measured = []
+    for task in sorted(single, key=lambda task: -task.share)[:LARGEST]:
+        if not measured or time.monotonic() < end:
+            calls = task.share / task.shape.nbytes
+            taken = times(task, backend, log, folder)
+            measured.append({tokens: calls * np.array(pair) for tokens, pair in taken.items()})
+    return most(measured)
+
+
+def most(measured: Sequence[Mapping[int, Array]]) -> int:
+    """Return the most tokens at which the look-ups take no longer; `measured` are the seconds of
+    (look-ups, product) by the number of tokens, of each task."""
     best = min(BATCHES)
     for tokens in sorted(BATCHES):
-        sums = [
-            sum(task.share / task.shape.nbytes * taken[tokens][which] for task, taken in pairs)
-            for pairs in [list(zip(largest, measured, strict=True))]
-            for which in (0, 1)
-        ]
-        if sums[0] > sums[1]:
+        look_ups, product = sum(task[tokens] for task in measured)
+        if look_ups > product:
             break
         best = tokens
     return best

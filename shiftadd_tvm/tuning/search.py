@@ -93,12 +93,13 @@ class Search:
         return space.candidate(self._mod, self._module, self._backend, values)
 
     def run(self, trials: int, until: float, progress: Progress) -> Found:
-        """Measure up to `trials` candidates, those of earlier runs included, and not past `until`
-        (of `time.monotonic`); return the best, compared with the untuned one in turns."""
+        """Measure up to `trials` candidates, those of earlier runs included; return the best,
+        compared with the untuned one in turns. No batch but the first begins after `until` (of
+        `time.monotonic`)."""
         database = _open(self._folder, self._task, self._module)
         measured = _Measured(database, self._mod)
         progress(min(measured.count, trials), trials)
-        if measured.count < trials and time.monotonic() < until:
+        if measured.count < trials:
             self._search(database, measured, trials, until, progress)
         best = measured.best(KEPT)
         before, times = self._compare([record.as_measure_candidate().sch for record in best])

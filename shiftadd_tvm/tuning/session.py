@@ -48,6 +48,7 @@ def find_tasks(request: TuneRequest, backend: Backend) -> list[Task]:
         module, _ = compiler.relax_module(open_packed(request.source), backend, request.activations)
         found = tasks.of_module(module, backend)
     found = [task for task in found if request.op in (None, task.op)]
+    found.sort(key=lambda task: (task.shape.tokens, -task.share))  # what a token costs most first
     if not found:
         raise UnsupportedError(
             f"{request.source} has no operator with knobs: expected separable scales "
@@ -63,6 +64,8 @@ class Tuning:
         """Find the tasks; raises what `find_tasks` and `log.TuningLog` raise."""
         self._say = report
         self._request, self._begin = request, time.monotonic()
+        minutes = request.minutes
+        self._end = float("inf") if minutes is None else self._begin + minutes * 60
         self._backend = backends.load(request.preset)
         self._device = device(request.threads)
         self._tasks = find_tasks(request, self._backend)
@@ -78,13 +81,13 @@ class Tuning:
         records: dict[str, list[Fields]] = {}
         with _alone(self._work):
             for number, task in enumerate(self._tasks):
-                until = self._until(number)
-                if found and time.monotonic() > until:
+                if found and time.monotonic() > self._end:
                     break
-                result = self._search(task, number, until)
+                result = self._search(task, number)
                 found[task.name] = self._report(task, result)
-                entries = [logs.entry(task.function, task.name, r) for r in result.records]
-                records[logs.key(task.function)] = entries
+                if result.records:
+                    entries = [logs.entry(task.function, task.name, r) for r in result.records]
+                    records[logs.key(task.function)] = entries
                 # after every task: an interruption leaves what is finished
                 self._write(records, list(found.values()), {})
             rows = self._crossover()
@@ -101,26 +104,21 @@ class Tuning:
     def _crossover(self) -> int | None:
         with tempfile.TemporaryDirectory(dir=self._work) as folder:
             try:
-                return crossover.rows(self._tasks, self._backend, self._output, Path(folder))
+                place = Path(folder)
+                return crossover.rows(self._tasks, self._backend, self._output, place, self._end)
             except TrialError as error:
                 log.warning("look-ups were not compared with prefill's product: it %s", error)
                 return None
 
-    def _until(self, number: int) -> float:
-        """Return when task `number` has used up its part: what is left, in equal parts."""
-        if self._request.minutes is None:
-            return float("inf")
-        now = time.monotonic()
-        left = self._begin + self._request.minutes * 60 - now
-        return now + left / (len(self._tasks) - number)
+    def _search(self, task: Task, number: int) -> search.Found:
+        """Search for one task in its part of the time: what is left, in equal parts."""
 
-    def _search(self, task: Task, number: int, until: float) -> search.Found:
         def progress(done: int, trials: int) -> None:
-            total = trials * len(self._tasks)
-            self._say(trials * number + done, total, task.name)
+            self._say(trials * number + done, trials * len(self._tasks), task.name)
 
-        folder = self._work / task.name
-        one = search.Search(task, self._backend, folder, cpu.cores())
+        now = time.monotonic()
+        until = now + (self._end - now) / (len(self._tasks) - number)
+        one = search.Search(task, self._backend, self._work / task.name, cpu.cores())
         return one.run(self._request.trials, until, progress)
 
     def _report(self, task: Task, found: search.Found) -> Fields:
@@ -132,8 +130,8 @@ class Tuning:
             "shape": [shape.outputs, shape.inputs],
             "bits": shape.bits,
             "tokens": shape.tokens,
-            "before_us": found.before * 1e6,
-            "after_us": found.after * 1e6,
+            "before_us": round(found.before * 1e6, 3),
+            "after_us": round(found.after * 1e6, 3),
             "trials": found.trials,
             "failed": found.failed,
             "weights": "cached" if cached else "cold",
