@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from shiftadd_tvm.compiler import CompileReport
     from shiftadd_tvm.diagnosis import Check
     from shiftadd_tvm.quantization import QuantizeReport
+    from shiftadd_tvm.tune_workflow import TunePlan
     from shiftadd_tvm.tuner import TuneReport
-    from shiftadd_tvm.workflow import CompilePlan, QuantizePlan, TunePlan
+    from shiftadd_tvm.workflow import CompilePlan, QuantizePlan
 
 Fields = dict[str, object]
 

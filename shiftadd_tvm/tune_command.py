@@ -55,12 +55,12 @@ def tune(
     quiet: options.Quiet = False,
 ) -> None:
     """Search the fastest schedules for this machine; compile finds them by itself."""
-    from shiftadd_tvm import presentation, workflow
+    from shiftadd_tvm import presentation, tune_workflow, workflow
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
     whole = None if bits is None else options.parse_bits(bits)
     with leaving("nothing was written"):
-        plan = workflow.plan_tune(
+        plan = tune_workflow.plan_tune(
             source,
             output,
             target=target,
@@ -78,5 +78,5 @@ def tune(
         with leaving(note), console.progress("quantizing") as progress:
             workflow.run_quantize(plan.quantize, progress=progress)
     with leaving(KEPT), console.progress("tuning") as progress:
-        report = workflow.run_tune(plan, progress=progress)
+        report = tune_workflow.run_tune(plan, progress=progress)
     console.result(presentation.tune_fields(report), presentation.tune_summary(report))

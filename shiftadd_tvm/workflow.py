@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from shiftadd_tvm.quantization import QuantizeReport
     from shiftadd_tvm.runtime.generation import TextModel
     from shiftadd_tvm.settings import QuantizeSettings
-    from shiftadd_tvm.tuner import TuneReport, TuneRequest
 
 DEFAULT_BITS = 4
 DEFAULT_ACTIVATIONS = "int16"
@@ -67,14 +66,6 @@ class CompilePlan:
     backend: "Backend"
     quantize: QuantizePlan | None
     reused: bool  # the packed model was found where a plain checkpoint's would be made
-
-
-@dataclass(frozen=True)
-class TunePlan:
-    """What `tune` would do: with `quantize`, the packed model is made first."""
-
-    request: "TuneRequest"
-    quantize: QuantizePlan | None
 
 
 def quantized_output(source: str | Path, bits: float) -> Path:
@@ -181,7 +172,7 @@ def plan_compile(
     """Check everything that can be checked before the work, and return what `compile` would do."""
     backends = _module("backend")
     backend = backends.load(target) if target else backends.detect()
-    plan = _plan_compile(source, output, backend, bits, config)
+    plan = plan_source(source, output, backend, bits, config)
     _module("files").refuse_existing(plan.output, _module("artifact").MANIFEST, force)
     # Before torch, which tvm_ffi would otherwise take up; and a broken TVM shows before the work.
     with _module("runtime.library").without_torch():
@@ -192,13 +183,14 @@ def plan_compile(
     return plan
 
 
-def _plan_compile(
+def plan_source(
     source: str | Path,
     output: str | Path | None,
     backend: "Backend",
     bits: int | None,
     config: str | Path | None,
 ) -> CompilePlan:
+    """Return how `source` becomes a packed model for `backend`, and where its artifact goes."""
     if _module("packed").is_packed(source):
         if bits is not None or config is not None:
             raise UsageError(
@@ -247,13 +239,7 @@ def run_compile(
     """Carry out a plan whose packed model exists by now."""
     compiler = _module("compiler")
     model: PackedModel = _module("packed").open_packed(plan.packed)
-    settings = compiler.CompileSettings(
-        context=context,
-        activations=activations,
-        verify=verify,
-        dump_ir=dump_ir,
-        tuning_log=tuning_log,
-    )
+    settings = compiler.CompileSettings(context, activations, verify, dump_ir, tuning_log)
     report: CompileReport = compiler.compile_model(
         model,
         plan.output,
@@ -295,55 +281,6 @@ def compile(
         tuning_log=tuning_log,
         force=force,
     )
-
-
-def plan_tune(
-    source: str | Path | None = None,
-    output: str | Path | None = None,
-    *,
-    target: str | None = None,
-    bits: int | None = None,
-    config: str | Path | None = None,
-    threads: int | None = None,
-    **budget: Any,
-) -> TunePlan:
-    """Check everything that can be checked before the work, and return what `tune` would do.
-
-    `budget` is what else `TuneRequest` has: `trials`, `minutes`, `op`.
-    """
-    backends, tuner = _module("backend"), _module("tuner")
-    backend = backends.load(target) if target else backends.detect()
-    first = None
-    if source is None:
-        if bits is not None or config is not None:
-            raise UsageError("--bits and --config belong to a SRC, which is missing; give one.")
-    else:
-        compiled = _plan_compile(source, None, backend, bits, config)
-        source, first = str(compiled.packed), compiled.quantize
-    if output is not None:
-        _module("files").refuse_existing(Path(output), tuner.META, force=True)
-    place = None if output is None else str(output)
-    workers = threads or _module("cpu").cores()
-    request = tuner.TuneRequest(backend.name, source, threads=workers, output=place, **budget)
-    tuner.check(backend, request)
-    return TunePlan(request, first)
-
-
-def run_tune(plan: TunePlan, *, progress: QuantizeProgress | None = None) -> "TuneReport":
-    """Carry out a plan whose packed model, if it has one, exists by now."""
-    arguments = [] if progress is None else [progress]
-    report: TuneReport = _module("tuner").tune(plan.request, *arguments)
-    return report
-
-
-def tune(
-    source: str | Path | None = None, output: str | Path | None = None, **options: Any
-) -> "TuneReport":
-    """Search the fastest schedules for this machine; `options` are those of `plan_tune`."""
-    plan = plan_tune(source, output, **options)
-    if plan.quantize is not None:
-        run_quantize(plan.quantize)
-    return run_tune(plan)
 
 
 def load(path: str | Path, *, threads: int | None = None) -> "TextModel":

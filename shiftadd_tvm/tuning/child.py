@@ -6,18 +6,15 @@ import sys
 import types
 
 from shiftadd_tvm.errors import ShiftAddError
+from shiftadd_tvm.runtime import library
 from shiftadd_tvm.tuner import TuneRequest
 
 
-def prepare() -> None:
-    """Spare the process what it does not need; must come before TVM is imported.
-
-    tvm_ffi takes up torch wherever it is installed, and MetaSchedule imports the intrinsics of all
-    of TVM's targets, a minute's work: ours are registered by the schedules that use them.
-    """
+def spare_intrinsics() -> None:
+    """Let MetaSchedule import nothing as the intrinsics of all of TVM's targets, a minute's work:
+    ours are registered by the schedules that use them."""
     unused = "tvm.s_tir.tensor_intrin"
     sys.modules.setdefault(unused, types.ModuleType(unused))
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 def say(kind: str, value: object) -> None:
@@ -32,8 +29,9 @@ class _Said(logging.Handler):
 
 def main(request: str) -> int:
     """Carry out a request in JSON; the last line is its result, or an error's class and sentence."""
-    prepare()
-    from shiftadd_tvm.tuning.session import Tuning
+    spare_intrinsics()
+    with library.without_torch():
+        from shiftadd_tvm.tuning.session import Tuning
 
     logger = logging.getLogger("shiftadd_tvm")
     logger.addHandler(_Said())

@@ -31,21 +31,21 @@ TIMEOUT = 180  # seconds, of one task
 
 
 def rows(
-    found: Sequence[Task], backend: Backend, log: Path, folder: Path, end: float = float("inf")
-) -> int:
+    found: Sequence[Task], backend: Backend, log: Path, folder: Path, end: float
+) -> int | None:
     """Return how many tokens look-ups are good for: the most of `graph.BATCHES` at which those of
     the largest tasks together take no longer than the product.
 
-    After `end` (of `time.monotonic`) only the largest task is measured. Raises `TrialError`.
+    None is measured after `end` (of `time.monotonic`): None if none was. Raises `TrialError`.
     """
     single = [task for task in found if task.shape.tokens == 1]
     measured = []
     for task in sorted(single, key=lambda task: -task.share)[:LARGEST]:
-        if not measured or time.monotonic() < end:
+        if time.monotonic() < end:
             calls = task.share / task.shape.nbytes
             taken = times(task, backend, log, folder)
             measured.append({tokens: calls * np.array(pair) for tokens, pair in taken.items()})
-    return most(measured)
+    return most(measured) if measured else None
 
 
 def most(measured: Sequence[Mapping[int, Array]]) -> int:
@@ -53,7 +53,7 @@ def most(measured: Sequence[Mapping[int, Array]]) -> int:
     (look-ups, product) by the number of tokens, of each task."""
     best = min(BATCHES)
     for tokens in sorted(BATCHES):
-        look_ups, product = sum(task[tokens] for task in measured)
+        look_ups, product = np.sum([task[tokens] for task in measured], axis=0)
         if look_ups > product:
             break
         best = tokens

@@ -15,7 +15,7 @@ from shiftadd_tvm import backend as backends
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.errors import UnsupportedError, UsageError
 from shiftadd_tvm.packed import open_packed
-from shiftadd_tvm.tuner import TuneRequest
+from shiftadd_tvm.tuner import META, TuneRequest
 from shiftadd_tvm.tuning import crossover, search, tasks
 from shiftadd_tvm.tuning import log as logs
 from shiftadd_tvm.tuning.measure import TrialError
@@ -72,7 +72,7 @@ class Tuning:
         self._work = search.work_folder(request.preset, self._device)
         own = logs.user_cache() / logs.NAME / request.preset
         self._output = Path(request.output) if request.output else own
-        if (self._output / logs.META).is_file():
+        if (self._output / META).is_file():
             logs.TuningLog(self._output, request.preset)  # refuse what cannot be added to, now
 
     def run(self) -> Fields:

@@ -17,7 +17,9 @@ from tvm import relax, tirx
 from tvm.ir import IRModule
 from tvm.tirx import IntImm, PrimFunc
 
+from shiftadd_tvm import shapes
 from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.families import Config
 from shiftadd_tvm.ops import OP, gemm, lut
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.pipeline import schedules
@@ -28,26 +30,7 @@ FORMATS = {len(form.digit_bits): form for form in lut.FORMATS.values()}
 SHIPPED_BITS = (2, 3, 4)
 TERMS = (2, 3)  # of rows and planes, as `quantize` stores them unless told otherwise
 
-# What we ship records for: layers, and (outputs, inputs, bias) of one layer's matrices. Linears that
-# read one activation are stacked: query, key and value; gate and up.
-SHIPPED: dict[str, tuple[int, tuple[tuple[int, int, bool], ...]]] = {
-    "smollm2-135m": (
-        30,
-        ((960, 576, False), (576, 576, False), (3072, 576, False), (576, 1536, False)),
-    ),
-    "llama-2-7b": (
-        32,
-        ((12288, 4096, False), (4096, 4096, False), (22016, 4096, False), (4096, 11008, False)),
-    ),
-    "llama-3-8b": (
-        32,
-        ((6144, 4096, False), (4096, 4096, False), (28672, 4096, False), (4096, 14336, False)),
-    ),
-    "opt-1.3b": (
-        24,
-        ((6144, 2048, True), (2048, 2048, True), (8192, 2048, True), (2048, 8192, True)),
-    ),
-}
+SHIPPED = ("smollm2-135m", "llama-2-7b", "llama-3-8b", "opt-1.3b")
 
 Array = np.ndarray
 
@@ -214,12 +197,28 @@ def shipped(backend: Backend) -> list[Task]:
 
 
 def _of_model(model: str, bits: int, backend: Backend) -> Iterator[Task]:
-    layers, matrices = SHIPPED[model]
+    layers, matrices = _matrices(shapes.config(model))
     digits = len(next(iter(lut.FORMATS.values())).digit_bits)
-    shapes = [Shape(n, order.steps(k), bits, 1, *TERMS, b, digits) for n, k, b in matrices]
-    total = layers * sum(shape.nbytes for shape in shapes)
-    for shape in shapes:
+    found = [Shape(n, order.steps(k), bits, 1, *TERMS, bias, digits) for n, k, bias in matrices]
+    total = layers * sum(shape.nbytes for shape in found)
+    for shape in found:
         yield Task(shape.function(backend.rows), shape, shape.nbytes * layers, total)
+
+
+def _matrices(config: Config) -> tuple[int, list[tuple[int, int, bool]]]:
+    """Return the layers of a published model, and (outputs, inputs, bias) of a layer's matrices.
+
+    Linears that read one activation are stacked: query, key and value; gate and up.
+    """
+    size = lambda name: int(str(config[name]))
+    hidden, layers = size("hidden_size"), size("num_hidden_layers")
+    if config["model_type"] == "opt":
+        wide, bias, keys, up = size("ffn_dim"), True, hidden, 1
+    else:
+        wide, bias, up = size("intermediate_size"), False, 2
+        keys = hidden * size("num_key_value_heads") // size("num_attention_heads")
+    pairs = [(hidden + 2 * keys, hidden), (hidden, hidden), (up * wide, hidden), (hidden, wide)]
+    return layers, [(*pair, bias) for pair in pairs]
 
 
 def data(task: Task, rows: int, cold: int = COLD) -> Data:
