@@ -76,10 +76,11 @@ def test_a_candidate_is_the_hand_schedule() -> None:
 
 def synthetic_cost(values: dict[str, int]) -> float:
     """Return a made-up time with a valley in every knob, and no noise."""
-    shared, task, unroll, prefetch = (np.log2(1 + values[name]) for name in lut.KNOBS)
-    return float(
-        1 + (shared - 1.6) ** 2 + (task - 2) ** 2 / 2 + unroll / 3 + (prefetch - 11) ** 2 / 20
-    )
+    cost = 1.0
+    for weight, (name, knob) in enumerate(lut.KNOBS.items(), 1):
+        best = knob.candidates[len(knob.candidates) // 2]
+        cost += np.log2((1 + values[name]) / (1 + best)) ** 2 / weight
+    return cost
 
 
 def test_the_cost_model_ranks_what_it_has_not_seen() -> None:
@@ -152,7 +153,7 @@ def test_a_killed_search_goes_on_where_it_was(
     report = tuner.tune(request)
     (first, *_), after = report.tasks, trials_of(tmp_path)
     assert after[: len(finished)] == finished
-    assert first["trials"] == len(after) >= 12 or len(finished) >= 12
+    assert first["trials"] == len(after) >= 12
     decided = [json.dumps(probe._knobs(json.loads(line)[1][0])) for line in after]
     assert len(set(decided)) == len(decided)
     assert 0 < first["after_us"] <= first["before_us"]
@@ -162,11 +163,10 @@ def test_a_killed_search_goes_on_where_it_was(
 def check_used_by_compiling(tiny: Tiny, folder: Path) -> None:
     """Check that a log of the tiny model's own tasks is found for its functions."""
     module, _ = compiler.relax_module(open_packed(tiny.packed), probe.BACKEND, "int16")
-    none, _ = {}, pipeline.apply_schedules(module, probe.BACKEND)[1]
-    assert pipeline.apply_schedules(module, probe.BACKEND)[1]["tuned"] == 0
-    counts = pipeline.apply_schedules(module, probe.BACKEND, log.open_logs(PRESET, folder))[1]
-    assert counts["tuned"] > 0
-    assert sum(counts.values()) == sum(pipeline.apply_schedules(module, probe.BACKEND)[1].values())
+    _, without = pipeline.apply_schedules(module, probe.BACKEND)
+    _, counts = pipeline.apply_schedules(module, probe.BACKEND, log.open_logs(PRESET, folder))
+    assert without["tuned"] == 0 and counts["tuned"] > 0
+    assert sum(counts.values()) == sum(without.values())
 
 
 def test_a_torn_line_of_a_killed_run_is_left_out(tmp_path: Path) -> None:

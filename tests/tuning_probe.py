@@ -29,7 +29,7 @@ BACKEND = next(preset for preset in backend.presets().values() if preset.runs_he
 SHAPE = tasks.Shape(
     outputs=128, steps=8, bits=2, tokens=1, row_terms=2, plane_terms=2, bias=True, digits=2
 )
-GOOD, CRASHING, HANGING, WRONG = range(4)
+GOOD, CRASHING, HANGING, WRONG, REFUSED = range(5)
 KINDS = {CRASHING: "crashing", HANGING: "hanging", WRONG: "wrong"}
 
 
@@ -63,28 +63,33 @@ def _bad(tile: _lookup.Tile, kind: int) -> str:
 
     name = f"{tile.name}_{KINDS[kind]}"
     if TensorIntrin.get(name, allow_missing=True) is None:
-        kernel = _lookup._function(_lookup._buffers(tile), body)
+        kernel = _lookup.intrinsic(_lookup._buffers(tile), body)
         TensorIntrin.register(name, _lookup._description(tile), kernel)
     return name
 
 
 def _schedule(sch: Schedule, preset: backend.Backend, *, kind: int, task: int) -> None:
+    if kind == REFUSED:
+        sch.parallel(sch.get_loops(sch.get_sblock("sums"))[-1])  # a reduction: TVM refuses
     register = _lookup.register
     chosen = register if kind == GOOD else lambda tile: _bad(tile, kind)
-    values = {**pipeline.defaults(lut), "shared": 1, "task": task}
+    values = {**pipeline.defaults(lut), "task": task}
     with mock.patch.object(_lookup, "register", chosen):
         lut.schedule(sch, preset, **values)
 
 
 SABOTAGED = SimpleNamespace(
-    KNOBS={"kind": Knob((GOOD, CRASHING, HANGING, WRONG), GOOD), "task": Knob((1, 2), 1)},
+    KNOBS={
+        "kind": Knob((GOOD, CRASHING, HANGING, WRONG, REFUSED), GOOD),
+        "task": Knob((1, 2), 1),
+    },
     schedule=_schedule,
     restore=_lookup.restore,
 )
 
 
 def sabotage(folder: Path) -> object:
-    """Search a space of which three quarters are bad; return what each trial came to."""
+    """Search a space of which most is bad; return what each trial came to."""
     with (
         mock.patch.object(pipeline, "schedules", lambda family: {"lut_query": SABOTAGED}),
         mock.patch.object(measure, "RUN_TIMEOUT", 2),

@@ -253,26 +253,31 @@ def _empty(folder: Path) -> None:
 def _open(folder: Path, task: Task, module: ModuleType) -> Any:
     """Return the task's database, without what a killed run or another version left in it."""
     workloads, records = folder / WORKLOADS, folder / RECORDS
-    kept = [line for line in _lines(workloads) if line[0] == logs.key(task.function)]
-    if not kept:
-        workloads.unlink(missing_ok=True)
-        records.unlink(missing_ok=True)
+    same = lambda workload: workload[0] == logs.key(task.function)
+    usable = lambda record: all(module.restore(name) for name in logs.intrinsics(record[1]))
+    if _keep(workloads, same):
+        _keep(records, usable)
     else:
-        usable = [
-            line
-            for line in _lines(records)
-            if all(module.restore(name) for name in logs.intrinsics(line[1]))
-        ]
-        records.write_text("".join(json.dumps(line) + "\n" for line in usable), encoding="utf-8")
+        records.unlink(missing_ok=True)
     return ms.database.JSONDatabase(str(workloads), str(records))
 
 
-def _lines(path: Path) -> Iterator[Any]:
-    """Yield the values of whole lines; the last one of a killed run may be torn."""
-    if path.exists():
-        for line in path.read_text("utf-8").splitlines():
-            with suppress(ValueError):
-                yield json.loads(line)
+def _keep(path: Path, wanted: Callable[[Any], bool]) -> bool:
+    """Drop the lines of a file that are torn or not wanted; tell whether any line is left."""
+    lines = path.read_text("utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if _whole(line) and wanted(json.loads(line))]
+    if kept != lines:
+        path.write_text("".join(kept), encoding="utf-8")
+    return bool(kept)
+
+
+def _whole(line: str) -> bool:
+    """Tell whether a line was written to its end: the last one of a killed run may not be."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith("\n")
 
 
 def work_folder(preset: str, device: dict[str, Any]) -> Path:
