@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftadd_tvm import __version__, bench_command, interruption, options
+from shiftadd_tvm import __version__, bench_command, interruption, options, tune_command
 from shiftadd_tvm.console import Console
 from shiftadd_tvm.errors import ShiftAddError, UnsupportedError, UsageError
 from shiftadd_tvm.interruption import Interrupted, leaving
@@ -117,6 +117,7 @@ def compile(
     verify: Annotated[
         bool, typer.Option(help="Compare the artifact with the packed model before publishing.")
     ] = True,
+    tuning_log: options.TuningLog = None,
     dump_ir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the module after each phase there.")
     ] = None,
@@ -152,11 +153,15 @@ def compile(
             activations=activations,
             verify=verify,
             dump_ir=dump_ir,
+            tuning_log=tuning_log,
             force=force,
             progress=stage,
         )
     fields = {**presentation.compile_fields(report), "output": str(plan.output)}
     console.result(fields, presentation.compile_summary(plan, report))
+
+
+app.command()(tune_command.tune)
 
 
 @app.command()

@@ -24,6 +24,7 @@ from shiftadd_tvm.files import canonical_json, sha256, staged
 from shiftadd_tvm.ops.attention import PAGE
 from shiftadd_tvm.packed import GOLDEN, PackedModel
 from shiftadd_tvm.tensorfile import ALIGNMENT, Source, stream_tensors
+from shiftadd_tvm.tuning.log import open_logs
 
 DEFAULT_CONTEXT = 2048
 LINK_ROOM = 64 << 20  # bytes of disk to have free for object files and model.so
@@ -40,6 +41,7 @@ class CompileSettings:
     activations: str = artifact.ACTIVATIONS[0]  # the format of look-ups
     verify: bool = True
     dump_ir: Path | None = None
+    tuning_log: Path | None = None  # looked up before the user's cache and the shipped logs
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,13 @@ def compile_model(
     """
     started = time.perf_counter()
     context = check_context(model.decoder.positions, settings.context)
+    logs = open_logs(backend.name, settings.tuning_log)
     with staged(output, artifact.MANIFEST, force=force) as folder:
         progress("building the graph")
-        groups = parameters.groups(model, backend.rows, settings.activations)
-        found = parameters.parameters(model, groups, backend.lanes, backend.rows)
-        module = graph.build(model, found, groups, settings.activations)
+        module, found = relax_module(model, backend, settings.activations)
         signatures = _signatures(module)
         progress("compiling kernels")
-        executable, kernels = pipeline.build(module, backend, settings.dump_ir)
+        executable, kernels = pipeline.build(module, backend, settings.dump_ir, logs)
         _link(executable, folder / artifact.LIBRARY)
         progress("packing parameters")
         stream_tensors(folder / artifact.PARAMETERS, [_source(p) for p in found])
@@ -96,6 +97,18 @@ def compile_model(
         seconds=time.perf_counter() - started,
     )
     return report
+
+
+def relax_module(
+    model: PackedModel, backend: Backend, activations: str
+) -> tuple[IRModule, list[parameters.Parameter]]:
+    """Return the module that is compiled for `backend`, and the parameters of its functions.
+
+    `activations` is the format of look-ups, one of `ACTIVATIONS`.
+    """
+    groups = parameters.groups(model, backend.rows, activations)
+    found = parameters.parameters(model, groups, backend.lanes, backend.rows)
+    return graph.build(model, found, groups, activations), found
 
 
 def check_context(positions: int, wanted: int | None) -> int:

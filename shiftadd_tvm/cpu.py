@@ -24,6 +24,34 @@ def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset()
 
 
+def model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's name as Linux reports it, else its architecture."""
+    try:
+        lines = cpuinfo.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return machine()
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return machine()
+
+
+def caches(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[str, int]:
+    """Return the bytes of the first processor's data caches by level, such as {"L1": 32768}."""
+    found = {}
+    for index in sorted(root.glob("index*")):
+        try:
+            kind, level, text = (
+                (index / name).read_text("utf-8").strip() for name in ("type", "level", "size")
+            )
+        except OSError:
+            continue
+        if kind != "Instruction" and text.endswith("K"):
+            found[f"L{level}"] = int(text[:-1]) * 1024
+    return found
+
+
 def cores() -> int:
     """Return how many processors this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

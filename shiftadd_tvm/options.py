@@ -67,6 +67,12 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="config.json, if it is not beside the weights."),
 ]
+TuningLog = Annotated[
+    Path | None,
+    typer.Option(
+        "--tuning-log", metavar="DIR", help="A tuning log, read before those in cache and package."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output of this verb.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the result.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Log what is done.")]

@@ -4,8 +4,9 @@
     planned     Relax becomes calls with planned memory
     lowered     calls become virtual-machine instructions
 
-`dump` writes the module after each phase. An operator without a schedule file keeps its own loops:
-it is correct, counted as "fallback", and named in the log.
+`dump` writes the module after each phase. An operator with a record in a tuning log is "tuned", one
+without is "scheduled" by hand; one without a schedule file keeps its own loops: it is correct, counted
+as "fallback", and named in the log.
 """
 
 import functools
@@ -13,6 +14,7 @@ import importlib
 import logging
 import pkgutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +27,7 @@ from tvm.tirx import PrimFunc
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.ops import OP
 from shiftadd_tvm.parameter_checks import DropParameterChecks
+from shiftadd_tvm.tuning.log import TuningLog
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,9 @@ def schedules(family: str) -> dict[str, ModuleType]:
     return found
 
 
-def apply_schedules(module: IRModule, backend: Backend) -> tuple[IRModule, Counter[str]]:
+def apply_schedules(
+    module: IRModule, backend: Backend, logs: Sequence[TuningLog] = ()
+) -> tuple[IRModule, Counter[str]]:
     """Return the module with every operator scheduled, and how many kernels came from where."""
     functions, counts = {}, Counter(tuned=0, scheduled=0, fallback=0)
     known = schedules(backend.family)
@@ -67,18 +72,27 @@ def apply_schedules(module: IRModule, backend: Backend) -> tuple[IRModule, Count
         if not isinstance(function, PrimFunc):
             functions[variable] = function
             continue
-        op = (function.attrs or {}).get(OP)
-        source = "scheduled" if op in known else "fallback"
-        functions[variable] = _scheduled(function, known[op], backend) if op in known else function
+        op, source = (function.attrs or {}).get(OP), "fallback"
+        if op in known:
+            function, source = _scheduled(function, known[op], backend, logs)
+        functions[variable] = function
         counts[source] += 1
         log.debug("%s (%s): %s", variable.name_hint, op, source)
     return IRModule(functions, attrs=module.attrs), counts
 
 
-def _scheduled(function: PrimFunc, module: ModuleType, backend: Backend) -> PrimFunc:
-    schedule = Schedule(IRModule({"main": function}))
-    module.schedule(schedule, backend, **defaults(module))
-    return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
+def _scheduled(
+    function: PrimFunc, module: ModuleType, backend: Backend, logs: Sequence[TuningLog]
+) -> tuple[PrimFunc, str]:
+    """Return the function scheduled, and whether by a record ("tuned") or by hand ("scheduled")."""
+    source, found = "tuned", None
+    if defaults(module):
+        found = next(filter(None, (log.find(function, module) for log in logs)), None)
+    if found is None:
+        source, schedule = "scheduled", Schedule(IRModule({"main": function}))
+        module.schedule(schedule, backend, **defaults(module))
+        found = schedule.mod["main"]
+    return found.with_attr("tirx.is_scheduled", True), source
 
 
 def defaults(module: ModuleType) -> dict[str, int]:
@@ -87,12 +101,15 @@ def defaults(module: ModuleType) -> dict[str, int]:
 
 
 def lower(
-    module: IRModule, backend: Backend, dump: Path | None = None
+    module: IRModule,
+    backend: Backend,
+    dump: Path | None = None,
+    logs: Sequence[TuningLog] = (),
 ) -> tuple[IRModule, Counter[str]]:
     """Return a Relax module as scheduled kernels and the calls between them, and kernel counts."""
     with tvm.target.Target(backend.target):
         _dump(module, dump, "0-built")
-        module, counts = apply_schedules(module, backend)
+        module, counts = apply_schedules(module, backend, logs)
         _dump(module, dump, "1-scheduled")
         module = tvm.transform.Sequential([step() for step in PLAN])(module)
         _dump(module, dump, "2-planned")
@@ -102,10 +119,13 @@ def lower(
 
 
 def build(
-    module: IRModule, backend: Backend, dump: Path | None = None
+    module: IRModule,
+    backend: Backend,
+    dump: Path | None = None,
+    logs: Sequence[TuningLog] = (),
 ) -> tuple[relax.VMExecutable, Counter[str]]:
     """Return the executable and the kernel counts of a Relax module for `backend`."""
-    module, counts = lower(module, backend, dump)
+    module, counts = lower(module, backend, dump, logs)
     finished = tvm.transform.Sequential([])  # nothing is left for TVM's own pipeline
     with tvm.target.Target(backend.target) as target:
         return relax.build(module, target, relax_pipeline=finished), counts

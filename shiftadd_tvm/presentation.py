@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from shiftadd_tvm.compiler import CompileReport
     from shiftadd_tvm.diagnosis import Check
     from shiftadd_tvm.quantization import QuantizeReport
+    from shiftadd_tvm.tune_workflow import TunePlan
+    from shiftadd_tvm.tuner import TuneReport
     from shiftadd_tvm.workflow import CompilePlan, QuantizePlan
 
 Fields = dict[str, object]
@@ -105,6 +107,39 @@ def compile_summary(plan: "CompilePlan", report: "CompileReport") -> str:
         rows["verified"] = f"largest error of a logit {report.verify['max_logit_error']:.2g}"
     command = f"shiftadd-tvm run {_path(plan.output)} --prompt 'The capital of France is'"
     return f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {command}"
+
+
+def tune_plan(plan: "TunePlan") -> Fields:
+    """Return the plan's table."""
+    request = plan.request
+    minutes = "" if request.minutes is None else f", at most {request.minutes:g} minutes in all"
+    made = " (made first)" if plan.quantize is not None else ""
+    return {
+        "source": f"{request.source}{made}" if request.source else "the shapes of shipped logs",
+        "target": f"{request.preset}, {request.threads} threads",
+        "budget": f"{request.trials} trials a task{minutes}",
+        "output": request.output or "the user's cache",
+    }
+
+
+def tune_fields(report: "TuneReport") -> Fields:
+    """Return the report as JSON fields."""
+    return asdict(report)
+
+
+def tune_summary(report: "TuneReport") -> str:
+    """Return each task's times, and what to do next."""
+    rows: Fields = {
+        task["name"]: f"{task['before_us']:.1f} us untuned, {task['after_us']:.1f} us tuned "
+        f"({task['trials']} trials, {task['failed']} failed, {task['weights']} weights)"
+        for task in report.tasks
+    }
+    if report.left:
+        rows["not reached"] = f"{len(report.left)} tasks; the same command goes on with them"
+    if report.lookup_rows is not None:
+        rows["look-ups pay"] = f"up to {report.lookup_rows} tokens"
+    rows["time"] = clock(report.seconds)
+    return f"tuning log {report.output} for {report.target}\n{_rows(rows)}"
 
 
 def scored(fields: Fields) -> str:

@@ -172,7 +172,7 @@ def plan_compile(
     """Check everything that can be checked before the work, and return what `compile` would do."""
     backends = _module("backend")
     backend = backends.load(target) if target else backends.detect()
-    plan = _plan_compile(source, output, backend, bits, config)
+    plan = plan_source(source, output, backend, bits, config)
     _module("files").refuse_existing(plan.output, _module("artifact").MANIFEST, force)
     # Before torch, which tvm_ffi would otherwise take up; and a broken TVM shows before the work.
     with _module("runtime.library").without_torch():
@@ -183,13 +183,14 @@ def plan_compile(
     return plan
 
 
-def _plan_compile(
+def plan_source(
     source: str | Path,
     output: str | Path | None,
     backend: "Backend",
     bits: int | None,
     config: str | Path | None,
 ) -> CompilePlan:
+    """Return how `source` becomes a packed model for `backend`, and where its artifact goes."""
     if _module("packed").is_packed(source):
         if bits is not None or config is not None:
             raise UsageError(
@@ -231,15 +232,14 @@ def run_compile(
     activations: str = DEFAULT_ACTIVATIONS,
     verify: bool = True,
     dump_ir: Path | None = None,
+    tuning_log: Path | None = None,
     force: bool = False,
     progress: Stage = lambda stage: None,
 ) -> "CompileReport":
     """Carry out a plan whose packed model exists by now."""
     compiler = _module("compiler")
     model: PackedModel = _module("packed").open_packed(plan.packed)
-    settings = compiler.CompileSettings(
-        context=context, activations=activations, verify=verify, dump_ir=dump_ir
-    )
+    settings = compiler.CompileSettings(context, activations, verify, dump_ir, tuning_log)
     report: CompileReport = compiler.compile_model(
         model,
         plan.output,
@@ -263,6 +263,7 @@ def compile(
     activations: str = DEFAULT_ACTIVATIONS,
     verify: bool = True,
     dump_ir: Path | None = None,
+    tuning_log: Path | None = None,
     force: bool = False,
 ) -> "CompileReport":
     """Compile a packed model, or a checkpoint that is quantized first, into an artifact."""
@@ -277,6 +278,7 @@ def compile(
         activations=activations,
         verify=verify,
         dump_ir=dump_ir,
+        tuning_log=tuning_log,
         force=force,
     )
 

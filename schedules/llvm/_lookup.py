@@ -12,6 +12,7 @@ text for all vector instruction sets. Names carry a version: tuning records stor
 implementation that changes gets a new one.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,13 @@ PRIMITIVES = {
 }
 
 
+NAME = re.compile(
+    rf"shiftadd\.lut_(?P<isa>generic|{'|'.join(PRIMITIVES)})(?P<rows>\d+)"
+    r"_m(?P<tokens>\d+)_b(?P<blocks>\d+)_s(?P<steps>\d+)_d(?P<digits>\d+(x\d+)*)"
+    r"_u(?P<unroll>\d+)_pf(?P<prefetch>\d+)_v\d+"
+)
+
+
 @dataclass(frozen=True)
 class Tile:
     """What one call of the integer intrinsic covers, and how: all but `rows` are knobs."""
@@ -64,6 +72,16 @@ class Tile:
         knobs = f"u{self.unroll}_pf{self.prefetch}"
         return f"shiftadd.lut_{self.isa}{self.rows}_{sizes}_{knobs}_v{VERSION}"
 
+    @classmethod
+    def parse(cls, name: str) -> "Tile | None":
+        """Return the tile that has this `name`; None for one of another version, or no tile's."""
+        if (match := NAME.fullmatch(name)) is None:
+            return None
+        isa, digits = match["isa"], tuple(map(int, match["digits"].split("x")))
+        sizes = ("rows", "tokens", "blocks", "steps", "unroll", "prefetch")
+        tile = cls(isa=isa, digits=digits, **{size: int(match[size]) for size in sizes})
+        return tile if tile.name == name else None
+
 
 def register(tile: Tile) -> str:
     """Register (once) the integer intrinsic of `tile` and return its name."""
@@ -71,6 +89,12 @@ def register(tile: Tile) -> str:
         kernel = _generic(tile) if tile.isa == "generic" else _vectorized(tile)
         TensorIntrin.register(tile.name, _description(tile), kernel)
     return tile.name
+
+
+def restore(name: str) -> bool:
+    """Register the intrinsic that a tuning record names; False if it is not known any more."""
+    tile = Tile.parse(name)
+    return tile is not None and register(tile) == name
 
 
 def _places(digits: tuple[int, ...]) -> list[int]:

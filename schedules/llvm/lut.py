@@ -13,6 +13,7 @@ KNOBS = {
     "unroll": Knob((1, 2, 4), 1),  # steps
     "prefetch": Knob((0, 1024, 2048, 4096, 8192), 4096),  # bytes ahead; 0: left to the hardware
 }
+restore = _lookup.restore
 
 
 def schedule(

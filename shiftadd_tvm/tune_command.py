@@ -1,0 +1,82 @@
+"""The verb `tune`: parse, call the workflow, print."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shiftadd_tvm import options
+from shiftadd_tvm.console import Console
+from shiftadd_tvm.interruption import leaving
+
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[SRC]",
+        help="Packed model (a checkpoint is quantized first); without it, the shapes that records "
+        "are shipped for.",
+        show_default=False,
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(metavar="PRESET", help="Target preset (see targets); default: this machine."),
+]
+Trials = Annotated[
+    int, typer.Option(metavar="N", help="Candidates of a task, earlier runs' included.")
+]
+Minutes = Annotated[
+    float | None, typer.Option(metavar="M", help="Time for all tasks together; default: no limit.")
+]
+Op = Annotated[str | None, typer.Option(metavar="NAME", help="Only this operator.")]
+Bits = Annotated[
+    str | None, typer.Option(metavar="B", help="Bits of a plain checkpoint: 1 to 4 (4).")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="DIR", help="The log; default: in the user's cache."),
+]
+KEPT = "finished batches are kept, and the same command goes on after them"
+
+
+def tune(
+    source: Source = None,
+    target: Target = None,
+    trials: Trials = 64,
+    minutes: Minutes = None,
+    op: Op = None,
+    activations: options.Activations = "int16",
+    bits: Bits = None,
+    threads: options.Threads = None,
+    output: Output = None,
+    config: options.Config = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Search the fastest schedules for this machine; compile finds them by itself."""
+    from shiftadd_tvm import presentation, tune_workflow, workflow
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    whole = None if bits is None else options.parse_bits(bits)
+    with leaving("nothing was written"):
+        plan = tune_workflow.plan_tune(
+            source,
+            output,
+            target=target,
+            trials=trials,
+            minutes=minutes,
+            op=op,
+            activations=activations,
+            bits=whole,
+            threads=threads,
+            config=config,
+        )
+    console.table("plan", presentation.tune_plan(plan))
+    if plan.quantize is not None:
+        note = presentation.resumable(plan.quantize.output)
+        with leaving(note), console.progress("quantizing") as progress:
+            workflow.run_quantize(plan.quantize, progress=progress)
+    with leaving(KEPT), console.progress("tuning") as progress:
+        report = tune_workflow.run_tune(plan, progress=progress)
+    console.result(presentation.tune_fields(report), presentation.tune_summary(report))

@@ -1,0 +1,251 @@
+"""Which functions are worth tuning: the static look-ups of a model, or of models that we ship logs for.
+
+A function depends only on the shapes of its tensors, so `Shape` says all of it, and makes it again
+for another number of tokens. What compiling emits and what a `Shape` makes is the same function; a
+test holds them together, since records are found by it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+from tvm.ir import IRModule
+from tvm.tirx import IntImm, PrimFunc
+
+from shiftadd_tvm import shapes
+from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.families import Config
+from shiftadd_tvm.ops import OP, gemm, lut
+from shiftadd_tvm.ops import planes as order
+from shiftadd_tvm.pipeline import schedules
+from shiftadd_tvm.powers import EXPONENT_BIAS
+from shiftadd_tvm.tuning.measure import COLD, Data
+
+FORMATS = {len(form.digit_bits): form for form in lut.FORMATS.values()}
+SHIPPED_BITS = (2, 3, 4)
+TERMS = (2, 3)  # of rows and planes, as `quantize` stores them unless told otherwise
+
+SHIPPED = ("smollm2-135m", "llama-2-7b", "llama-3-8b", "opt-1.3b")
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a look-up over packed planes depends on."""
+
+    outputs: int
+    steps: int  # of 8 inputs, padded
+    bits: int
+    tokens: int
+    row_terms: int
+    plane_terms: int
+    bias: bool
+    digits: int  # of a table entry
+
+    @property
+    def inputs(self) -> int:
+        """The inputs, padded to whole steps."""
+        return self.steps * order.STEP
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the planes, without padding rows."""
+        return self.outputs * self.steps * self.bits
+
+    def tensors(self, rows: int) -> list[tuple[tuple[int, ...], str]]:
+        """Return (shape, dtype) of each argument but the output, for row blocks of `rows`."""
+        planes = order.shape(self.bits, self.outputs, self.inputs, rows)
+        found: list[tuple[tuple[int, ...], str]] = [
+            ((self.tokens, self.steps, 2, self.digits, order.ENTRIES), "uint8"),
+            ((self.tokens, 2), "uint32"),
+            (planes, "uint32"),
+            ((planes[0], self.bits, self.plane_terms), "uint8"),
+            ((self.row_terms, planes[0] * rows), "uint8"),
+        ]
+        return found + ([((self.outputs,), "float32")] if self.bias else [])
+
+    def function(self, rows: int) -> PrimFunc:
+        """Return the `lut_query` of this shape as compiling emits it."""
+        form = FORMATS[self.digits]
+        compute = lambda t, s, p, c, r, *b: lut.query(t, s, p, c, r, self.outputs, form, *b)
+        return emitted("lut_query", compute, self.tensors(rows))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One function to tune, and how its weights lie in its model."""
+
+    function: PrimFunc
+    shape: Shape
+    share: float  # bytes that the model reads through this function for a token
+    model_bytes: int  # of all planes of the model: what a step runs over
+
+    @property
+    def op(self) -> str:
+        """The operator's name."""
+        return str(self.function.attrs[OP])
+
+    @property
+    def name(self) -> str:
+        """A name for people, the same for the same function."""
+        shape = self.shape
+        rest = f"{shape.bits}bit_m{shape.tokens}_d{shape.digits}"
+        terms = f"r{shape.row_terms}p{shape.plane_terms}{'b' if shape.bias else ''}"
+        return f"{self.op}_{shape.outputs}x{shape.inputs}_{rest}_{terms}"
+
+
+def emitted(op: str, compute: Any, tensors: Sequence[tuple[Sequence[Any], str]]) -> PrimFunc:
+    """Return the PrimFunc that Relax makes of an operator for tensors of these (shape, dtype)."""
+    builder = relax.BlockBuilder()
+    inputs = [
+        relax.Var(f"input{i}", relax.TensorType(shape, dtype))
+        for i, (shape, dtype) in enumerate(tensors)
+    ]
+    with builder.function("main", inputs):
+        result = builder.emit_te(compute, *inputs, primfunc_name_hint=op, primfunc_attrs={OP: op})
+        builder.emit_func_output(result)
+    functions = [f for _, f in builder.finalize().functions_items() if isinstance(f, PrimFunc)]
+    return functions[0]
+
+
+def gemm_function(shape: Shape, rows: int) -> PrimFunc:
+    """Return the `gemm_planes` that prefill runs in the place of `shape`'s look-up."""
+    n = tirx.Var("n", "int64")
+    tensors = [([n, shape.inputs], "float32"), *shape.tensors(rows)[2:]]
+    compute = lambda v, p, c, r, *b: gemm.planes_product(v, p, c, r, shape.outputs, *b)
+    return emitted("gemm_planes", compute, tensors)
+
+
+def build_function(shape: Shape) -> PrimFunc:
+    """Return the `lut_build` that makes the tables of `shape`'s look-up."""
+    values = [((shape.tokens, shape.inputs), "float32")]
+    return emitted("lut_build", lambda v: lut.build(v, FORMATS[shape.digits]), values)
+
+
+def tunable(backend: Backend) -> list[str]:
+    """Return the operators whose schedule has knobs, and whose arguments `Shape` knows."""
+    found = schedules(backend.family)
+    return [op for op in ("lut_query",) if getattr(found.get(op), "KNOBS", None)]
+
+
+def of_module(module: IRModule, backend: Backend) -> list[Task]:
+    """Return the tasks of a model's Relax module: its static look-ups, by the share of their bytes."""
+    calls = _calls(module)
+    found = [
+        (function, shape_of(function), calls[variable.name_hint])
+        for variable, function in module.functions_items()
+        if _is_tunable(function, backend)
+    ]
+    total = sum(s.nbytes * count for _, s, count in found if s.tokens == 1)
+    return [Task(f, s, s.nbytes * count, total) for f, s, count in found]
+
+
+def _is_tunable(function: Any, backend: Backend) -> bool:
+    if not isinstance(function, PrimFunc) or (function.attrs or {}).get(OP) not in tunable(backend):
+        return False
+    return all(isinstance(size, IntImm) for v in function.params for size in v.shape)
+
+
+def _calls(module: IRModule) -> Counter[str]:
+    """Return how often the module's Relax functions call each of the others."""
+    counts = Counter[str]()
+
+    def visit(node: Any) -> None:
+        if isinstance(node, relax.Call):
+            counts.update(a.name_hint for a in node.args if isinstance(a, tvm.ir.GlobalVar))
+
+    for _, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            relax.analysis.post_order_visit(function, visit)
+    return counts
+
+
+def shape_of(function: PrimFunc) -> Shape:
+    """Return the shape of a `lut_query`."""
+    tensors = [tuple(int(size) for size in parameter.shape) for parameter in function.params]
+    tables, _, planes, plane_terms, row_terms, *bias, result = tensors
+    return Shape(
+        outputs=result[1],
+        steps=planes[2],
+        bits=planes[1],
+        tokens=result[0],
+        row_terms=row_terms[0],
+        plane_terms=plane_terms[2],
+        bias=bool(bias),
+        digits=tables[3],
+    )
+
+
+def shipped(backend: Backend) -> list[Task]:
+    """Return the tasks of the models that we ship logs for: one token, 2 to 4 bits."""
+    found: dict[Shape, Task] = {}
+    for model in SHIPPED:
+        for bits in SHIPPED_BITS:
+            for task in _of_model(model, bits, backend):
+                known = found.get(task.shape)
+                if known is not None:  # the larger model's weights lie further away
+                    largest = max(known.model_bytes, task.model_bytes)
+                    task = replace(task, model_bytes=largest, share=task.share + known.share)
+                found[task.shape] = task
+    return list(found.values())
+
+
+def _of_model(model: str, bits: int, backend: Backend) -> Iterator[Task]:
+    layers, matrices = _matrices(shapes.config(model))
+    digits = len(next(iter(lut.FORMATS.values())).digit_bits)
+    found = [Shape(n, order.steps(k), bits, 1, *TERMS, bias, digits) for n, k, bias in matrices]
+    total = layers * sum(shape.nbytes for shape in found)
+    for shape in found:
+        yield Task(shape.function(backend.rows), shape, shape.nbytes * layers, total)
+
+
+def _matrices(config: Config) -> tuple[int, list[tuple[int, int, bool]]]:
+    """Return the layers of a published model, and (outputs, inputs, bias) of a layer's matrices.
+
+    Linears that read one activation are stacked: query, key and value; gate and up.
+    """
+    size = lambda name: int(str(config[name]))
+    hidden, layers = size("hidden_size"), size("num_hidden_layers")
+    if config["model_type"] == "opt":
+        wide, bias, keys, up = size("ffn_dim"), True, hidden, 1
+    else:
+        wide, bias, up = size("intermediate_size"), False, 2
+        keys = hidden * size("num_key_value_heads") // size("num_attention_heads")
+    pairs = [(hidden + 2 * keys, hidden), (hidden, hidden), (up * wide, hidden), (hidden, wide)]
+    return layers, [(*pair, bias) for pair in pairs]
+
+
+def data(task: Task, rows: int, cold: int = COLD) -> Data:
+    """Return random arguments: the same ones each time, weights in as many copies as they need.
+
+    Copies have `model_bytes` together, at most `cold`.
+    """
+    rng = np.random.default_rng(0)
+    tensors = task.shape.tensors(rows)
+    first = [tvm.runtime.tensor(_random(rng, task.shape, *t)) for t in tensors]
+    planes = first[2].numpy()
+    wanted = min(task.model_bytes, cold)
+    sets = [first]
+    for _ in range(1, max(1, -(-wanted // planes.nbytes))):
+        sets.append([*first[:2], tvm.runtime.tensor(planes), *first[3:]])
+    return Data(sets, ((task.shape.tokens, task.shape.outputs), "float32"))
+
+
+def _random(rng: np.random.Generator, of: Shape, shape: tuple[int, ...], dtype: str) -> Array:
+    """Return sensible numbers for one argument: exponents near 0, digits that a table can hold."""
+    if dtype == "float32":
+        return rng.standard_normal(shape).astype(np.float32)
+    if dtype == "uint8" and len(shape) == 5:
+        return rng.integers(0, 128, shape, np.uint8)
+    if dtype == "uint8":
+        return rng.integers(EXPONENT_BIAS - 3, EXPONENT_BIAS + 1, shape, np.uint8)
+    if len(shape) == 2:  # sum of magnitudes, exponent
+        sums = rng.integers(0, 1000 * of.inputs, (shape[0], 1), np.uint32)
+        return np.concatenate([sums, np.full_like(sums, EXPONENT_BIAS)], axis=1)
+    return np.frombuffer(rng.bytes(prod(shape) * 4), np.uint32).reshape(shape)
