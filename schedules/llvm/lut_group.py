@@ -29,9 +29,11 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     step = sch.get_loops(sums)[-3]
     tile = lut.tile(sch, sums, step, backend, shared=1, unroll=1, prefetch=0)
     group, m, block, plane, v, i = sch.get_loops(sums)[4:-3]
-    sch.reorder(group, block, plane, m, v, i)
-    begin = m if tile.tokens > 1 else v  # TVM drops loops of extent 1 from what it matches
-    start = sch.decompose_reduction(sums, begin)
+    # TVM drops loops of extent 1 from what it matches, so they stay outside
+    single = [step] if tile.steps == 1 else []
+    sch.reorder(group, block, plane, *single, m, v, i)
+    begin = m if tile.tokens > 1 else v
+    start = sch.decompose_reduction(sums, [*single, begin][0])
     sch.tensorize(begin, _lookup.register(tile))
     for stage in (start, signed, weighted, totals, scaled):
         sch.vectorize(sch.get_loops(stage)[-1])
