@@ -4,6 +4,7 @@ Activations are small whole numbers and scales powers of two close together, so 
 summation gives the same float32: where nothing else rounds, equality is exact.
 """
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from shiftadd_tvm.ops import (
     lut,
     lut_block,
     lut_float,
+    lut_group,
     read_memory,
     shift,
 )
@@ -125,8 +127,9 @@ def form_of(s: Shape) -> lut.Format:
 
 def case_lut_build(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     x, form = activations(s, rng), form_of(s)
-    tables, scale = lut.reference_build(x, form)
-    return Case(lambda v: lut.build(v, form), [x], [tables, scale])
+    columns = order.STEP * (s.seed % 4)  # inputs whose |q| are summed together; 0: all
+    tables, scale = lut.reference_build(x, form, columns)
+    return Case(lambda v: lut.build(v, form, columns), [x], [tables, scale])
 
 
 def case_lut_round(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
@@ -164,6 +167,41 @@ def case_lut_query(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
         lambda t, e, p, c, r, *bias: lut.query(t, e, p, c, r, s.outputs, form, *bias),
         [*built, *packed],
         lut.reference_query(*built, *plain[:3], form, *plain[3:]),
+    )
+
+
+def _grouped(
+    s: Shape, rng: np.random.Generator, preset: Backend
+) -> tuple[int, np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Return the inputs that share a scale, activations, and packed and plain operands."""
+    columns = order.STEP * (1 + s.seed % 5)
+    inputs = -(-s.inputs // columns) * columns - s.seed % order.STEP  # whole steps, a tail in one
+    s = dataclasses.replace(s, inputs=inputs)
+    assert lut_group.fits(inputs, 1, columns)
+    x, bits, bias = activations(s, rng), planes(rng, s), biases(rng, s)
+    codes = term_bytes(rng, s.bits, s.outputs, -(-inputs // columns), s.terms)
+    packed = [order.pack(bits, preset.rows), lut_group.pack_terms(codes, preset.rows), *bias]
+    return columns, x, packed, [bits, codes, *bias]
+
+
+def case_lut_group(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    columns, x, packed, plain = _grouped(s, rng, preset)
+    form = form_of(s)
+    built = lut.reference_build(x, form, columns)
+    return Case(
+        lambda t, e, p, a, *bias: lut_group.query(t, e, p, a, s.outputs, columns, form, *bias),
+        [*built, *packed],
+        lut_group.reference_query(*built, *plain[:2], columns, form, *plain[2:]),
+    )
+
+
+def case_gemm_group(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    columns, x, packed, plain = _grouped(dataclasses.replace(s, terms=1), rng, preset)
+    return Case(
+        lambda v, p, a, *bias: lut_group.product(v, p, a, s.outputs, columns, *bias),
+        [x, *packed],
+        lut_group.reference_product(x, *plain[:2], columns, *plain[2:]),
+        symbolic=(0,),
     )
 
 
@@ -369,7 +407,7 @@ def test_compiled_equals_reference(op: str, preset: str, s: Shape) -> None:
     check(op, s, backend.load(preset))
 
 
-@pytest.mark.parametrize("op", ["gemm_planes", "gemm_block", "gemm_dense"])
+@pytest.mark.parametrize("op", ["gemm_planes", "gemm_block", "gemm_group", "gemm_dense"])
 def test_one_compiled_gemm_serves_every_number_of_rows(op: str) -> None:
     preset = kernels.PRESETS[0]
     shape = Shape(13, 19, 70, 3, 2, symbolic=True)
