@@ -16,6 +16,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,10 @@ class Fork:
 
 def _child(work: Callable[[], object], timeout: int, writing: int) -> None:
     """Run `work`, write its result or error as JSON, and leave without any of the parent's ends."""
-    for number in (signal.SIGALRM, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+    # every signal does what it does to a bare process: TVM would first print where it came from
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        with suppress(OSError, ValueError):  # some belong to the C library
+            signal.signal(number, signal.SIG_DFL)
     signal.alarm(timeout)
     with _Answer(writing) as answer:
         answer.result = work()
@@ -201,9 +204,9 @@ def _built(fork: Fork) -> Any:
 class Runner(PyRunner):
     """Checks and times candidates, one after the other, each in a fork."""
 
-    def __init__(self, data: Data, timeout: int = RUN_TIMEOUT) -> None:
+    def __init__(self, data: Data) -> None:
         super().__init__()
-        self._data, self._timeout = data, timeout
+        self._data = data
 
     def run(self, runner_inputs: Sequence[Any]) -> list[Any]:
         """Return a future for each input, whose result is there."""
@@ -211,7 +214,7 @@ class Runner(PyRunner):
 
     def _one(self, path: str) -> Any:
         try:
-            taken = Fork(lambda: compared([path], self._data), self._timeout).result()
+            taken = Fork(lambda: compared([path], self._data), RUN_TIMEOUT).result()
             return RunnerResult(taken, None)
         except TrialError as error:
             return RunnerResult(None, str(error))

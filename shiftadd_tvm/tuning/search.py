@@ -36,7 +36,7 @@ from shiftadd_tvm.tuning.tasks import Task, data
 BATCH = 8
 KEPT = 3  # records of a task in a log
 POPULATION, GENERATIONS = 16, 2  # making a candidate takes 50 ms, and a space has some hundred
-EMPTY = 5  # batches without a new candidate: everything has been measured
+EMPTY = 3  # batches without a new candidate: everything has been measured
 FAILED = 1e10  # seconds, by which MetaSchedule marks a trial without a time
 WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
 
