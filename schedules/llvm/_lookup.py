@@ -107,7 +107,7 @@ def _buffers(tile: Tile) -> list:
     return [
         ("planes", (tile.blocks, 1, tile.steps, lanes), "uint32", "global"),
         ("tables", (tile.tokens, tile.steps, 2, count, ENTRIES), "uint8", "global"),
-        ("sums", (tile.tokens, tile.blocks, 1, VIEWS, lanes), "uint32", "local"),
+        ("sums", (tile.tokens, tile.blocks, 1, VIEWS, lanes), "uint32", "global"),
     ]
 
 
@@ -140,7 +140,9 @@ def intrinsic(buffers: list, body, locals_=None):
                     with T.sblock("kernel"):
                         T.reads(whole[-1], *whole[:-1])
                         T.writes(whole[-1])
-                        body(*made, T.sblock_alloc_buffer(*locals_, scope="local"))
+                        # "global": TVM keeps small ones on the stack, so that LLVM keeps them in
+                        # registers, but asks its runtime for memory for "local" ones
+                        body(*made, T.sblock_alloc_buffer(*locals_, scope="global"))
     return builder.get()
 
 
@@ -172,73 +174,80 @@ def _description(tile: Tile):
     return intrinsic(_buffers(tile), body)
 
 
-def _vectorized(tile: Tile):
-    """Return the kernel: per vector of planes 2 look-ups a digit, added in bytes where two fit."""
-    primitive = PRIMITIVES[tile.isa]
-    width, parts = primitive.width, tile.rows // primitive.width
-    words, halves = width // 4, width // 2
-    u8, u16, u32 = f"uint8x{width}", f"uint16x{halves}", f"uint32x{words}"
+class _Vectors:
+    """The kernel for a tile in vectors: 2 look-ups a digit and vector, added in bytes where two fit."""
 
-    # for each token, row block, vector and digit: sums of even bytes + 256 · odd, and of odd
-    shape = (tile.tokens, tile.blocks, parts, len(tile.digits), 2)
+    def __init__(self, tile: Tile) -> None:
+        self.tile, self.primitive = tile, PRIMITIVES[tile.isa]
+        self.width = self.primitive.width
+        self.words, self.halves = self.width // 4, self.width // 2
+        self.lanes = lambda part: T.Ramp(part * self.words, 1, self.words)
+        # for each token, row block, vector and digit: sums of even bytes + 256 · odd, and of odd
+        parts = tile.rows // self.width
+        self.shape = (tile.tokens, tile.blocks, parts, len(tile.digits), 2)
+        self.vector = T.Ramp(0, 1, self.halves)
 
-    def body(planes, tables, sums, partial):
-        vector = T.Ramp(0, 1, halves)
-        everywhere = list(np.ndindex(*shape[:-1]))
-        for at in np.ndindex(*shape):
-            T.buffer_store(partial, T.Broadcast(T.uint16(0), halves), [*at, vector])
-
-        def add(at, byte_sums):
-            value = T.reinterpret(u16, byte_sums)
-            odd = T.shift_right(value, T.Broadcast(T.uint16(8), halves))
-            T.buffer_store(partial, partial[(*at, 0, vector)] + value, [*at, 0, vector])
-            T.buffer_store(partial, partial[(*at, 1, vector)] + odd, [*at, 1, vector])
-
-        def table(m, step, half, d):
-            entries = tables[m, step, half, d, T.Ramp(0, 1, ENTRIES)]
-            copies = width // ENTRIES
-            return T.Shuffle([entries] * copies, list(range(width))) if copies > 1 else entries
-
-        def add_step(step):
-            for at in everywhere:
-                m, r, part, d = at
-                word = planes[r, 0, step, T.Ramp(part * words, 1, words)]
-                index = T.reinterpret(u8, word)
-                low = T.bitwise_and(index, T.Broadcast(T.uint8(15), width))
-                high = T.shift_right(index, T.Broadcast(T.uint8(4), width))
-                first = primitive.look_up(table(m, step, 0, d), low)
-                second = primitive.look_up(table(m, step, 1, d), high)
-                if tile.digits[d] < 8:
-                    add(at, first + second)
-                else:
-                    add(at, first)
-                    add(at, second)
-
-        with T.serial(0, tile.steps // tile.unroll) as outer:
-            for inner in range(tile.unroll):
-                step = outer * tile.unroll + inner
-                if tile.prefetch:
-                    for r in range(tile.blocks):
-                        ahead = planes[r, 0, step + tile.prefetch // tile.rows, 0]
-                        fetch = ("llvm.prefetch", T.address_of(ahead), 0, 3, 1)
-                        T.evaluate(T.call_llvm_intrin("void", *fetch))
-                add_step(step)
-
-        for m, r, part in np.ndindex(*shape[:3]):
-            at_lanes = T.Ramp(part * words, 1, words)
+    def body(self, planes, tables, sums, partial) -> None:
+        """Emit the whole kernel."""
+        for at in np.ndindex(*self.shape):
+            T.buffer_store(partial, T.Broadcast(T.uint16(0), self.halves), [*at, self.vector])
+        with T.serial(0, self.tile.steps // self.tile.unroll) as outer:
+            for inner in range(self.tile.unroll):
+                step = outer * self.tile.unroll + inner
+                self.prefetch(planes, step)
+                for at in np.ndindex(*self.shape[:-1]):
+                    self.look_up(planes, tables, partial, step, at)
+        for m, r, part in np.ndindex(*self.shape[:3]):
             for v in range(VIEWS):
-                total = sums[m, r, 0, v, at_lanes]
-                for d, place in enumerate(_places(tile.digits)):
-                    odd = partial[m, r, part, d, 1, vector]
-                    shifted = T.shift_left(odd, T.Broadcast(T.uint16(8), halves))
-                    half = odd if v % 2 else partial[m, r, part, d, 0, vector] - shifted
-                    pair = T.reinterpret(u32, half)
-                    mask, sixteen = (T.Broadcast(T.uint32(n), words) for n in (0xFFFF, 16))
-                    value = T.shift_right(pair, sixteen) if v > 1 else T.bitwise_and(pair, mask)
-                    total = total + T.shift_left(value, T.Broadcast(T.uint32(place), words))
-                T.buffer_store(sums, total, [m, r, 0, v, at_lanes])
+                at = [m, r, 0, v, self.lanes(part)]
+                total = sums[tuple(at)] + self.view(partial, (m, r, part), v)
+                T.buffer_store(sums, total, at)
 
-    return intrinsic(_buffers(tile), body, ((*shape, halves), "uint16"))
+    def prefetch(self, planes, step) -> None:
+        """Ask for the planes that a later step reads."""
+        for r in range(self.tile.blocks if self.tile.prefetch else 0):
+            ahead = planes[r, 0, step + self.tile.prefetch // self.tile.rows, 0]
+            fetch = ("llvm.prefetch", T.address_of(ahead), 0, 3, 1)
+            T.evaluate(T.call_llvm_intrin("void", *fetch))
+
+    def look_up(self, planes, tables, partial, step, at) -> None:
+        """Add the two look-ups of one vector and digit."""
+        m, r, part, d = at
+        index = T.reinterpret(f"uint8x{self.width}", planes[r, 0, step, self.lanes(part)])
+        low = T.bitwise_and(index, T.Broadcast(T.uint8(ENTRIES - 1), self.width))
+        high = T.shift_right(index, T.Broadcast(T.uint8(GROUP), self.width))
+        first = self.primitive.look_up(self.table(tables, m, step, 0, d), low)
+        second = self.primitive.look_up(self.table(tables, m, step, 1, d), high)
+        two_fit = self.tile.digits[d] < 8
+        for byte_sums in (first + second,) if two_fit else (first, second):
+            value = T.reinterpret(f"uint16x{self.halves}", byte_sums)
+            odd = T.shift_right(value, T.Broadcast(T.uint16(8), self.halves))
+            for index, added in enumerate((value, odd)):
+                place = (*at, index, self.vector)
+                T.buffer_store(partial, partial[place] + added, list(place))
+
+    def table(self, tables, m, step, half, d):
+        """Return the entries of one digit, once for each 16 bytes of a vector."""
+        entries, copies = tables[m, step, half, d, T.Ramp(0, 1, ENTRIES)], self.width // ENTRIES
+        return T.Shuffle([entries] * copies, list(range(self.width))) if copies > 1 else entries
+
+    def view(self, partial, at, v):
+        """Return the uint32 sums of the rows of byte `v` of every 32-bit lane."""
+        total = None
+        for d, place in enumerate(_places(self.tile.digits)):
+            every, odd = (partial[(*at, d, index, self.vector)] for index in range(2))
+            even = every - T.shift_left(odd, T.Broadcast(T.uint16(8), self.halves))
+            pair = T.reinterpret(f"uint32x{self.words}", odd if v % 2 else even)
+            mask, sixteen = (T.Broadcast(T.uint32(n), self.words) for n in (0xFFFF, 16))
+            value = T.shift_right(pair, sixteen) if v > 1 else T.bitwise_and(pair, mask)
+            value = T.shift_left(value, T.Broadcast(T.uint32(place), self.words))
+            total = value if total is None else total + value
+        return total
+
+
+def _vectorized(tile: Tile):
+    kernel = _Vectors(tile)
+    return intrinsic(_buffers(tile), kernel.body, ((*kernel.shape, kernel.halves), "uint16"))
 
 
 def _generic(tile: Tile):

@@ -36,7 +36,7 @@ def _buffers(rows: int, steps: int) -> list:
     return [
         ("planes", (1, 1, steps, lanes), "uint32", "global"),
         ("tables", (1, steps, 2, ENTRIES), "float32", "global"),
-        ("sums", (1, 1, 1, VIEWS, lanes), "float32", "local"),
+        ("sums", (1, 1, 1, VIEWS, lanes), "float32", "global"),
     ]
 
 

@@ -14,7 +14,6 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     row, column = sch.get_loops(y)
     outer, lane = sch.split(column, [None, BLOCKS * backend.lanes])
     sch.reorder(outer, row, lane)
-    sch.set_scope(sums, 0, "local")
     sch.compute_at(sums, outer, preserve_unit_loops=True)
     m, b, lanes, k = sch.get_loops(sums)[-4:]
     sch.reorder(k, m, b, lanes)

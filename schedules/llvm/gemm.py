@@ -11,7 +11,7 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     """Keep a tile of 6 rows × 2 vectors in registers over the whole sum."""
     rows, panel, sums, y = (sch.get_sblock(name) for name in ("rows", "panel", "sums", "y"))
     sch.parallel(sch.get_loops(rows)[0])
-    tile = sch.cache_write(sums, 0, "local")
+    tile = sch.cache_write(sums, 0, "global")
     column_block, row_tile, i, j = sch.get_loops(tile)
     part, j = sch.split(j, [None, 2 * backend.lanes])
     sch.reorder(column_block, row_tile, part, i, j)

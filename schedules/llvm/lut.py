@@ -29,7 +29,6 @@ def schedule(
     outer, lane = sch.split(column, [None, task * shared * backend.rows])
     sch.reorder(outer, row, lane)
     for stage in reversed(stages):
-        sch.set_scope(stage, 0, "local")
         sch.compute_at(stage, outer, preserve_unit_loops=True)
     sch.parallel(outer)  # before the reduction is decomposed: afterwards TVM refuses
     m, blocks, p, v, i, chunk, step, *_ = sch.get_loops(sums)[1:]

@@ -17,7 +17,6 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     outer, lane = sch.split(column, [None, backend.rows])
     sch.reorder(outer, row, lane)
     for stage in (totals, sums):
-        sch.set_scope(stage, 0, "local")
         sch.compute_at(stage, outer, preserve_unit_loops=True)
     sch.parallel(outer)  # before the reduction is decomposed: afterwards TVM refuses
     m, b, p, v, i, step, *_ = sch.get_loops(sums)[1:]

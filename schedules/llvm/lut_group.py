@@ -17,8 +17,6 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     row, column = sch.get_loops(y)
     outer, lane = sch.split(column, [None, backend.rows])
     sch.reorder(outer, row, lane)
-    for stage in (sums, signed, weighted, totals, scaled):
-        sch.set_scope(stage, 0, "local")
     for stage in (scaled, totals):
         sch.compute_at(stage, outer, preserve_unit_loops=True)
     sch.parallel(outer)  # before the reduction is decomposed: afterwards TVM refuses
@@ -27,7 +25,7 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     for stage in (weighted, signed, sums):
         sch.compute_at(stage, p, preserve_unit_loops=True)
     step = sch.get_loops(sums)[-3]
-    tile = lut.tile(sch, sums, step, backend, shared=1, unroll=1, prefetch=0)
+    tile = lut.tile(sch, sums, step, backend, shared=1, unroll=1, prefetch=4096)
     group, m, block, plane, v, i = sch.get_loops(sums)[4:-3]
     # TVM drops loops of extent 1 from what it matches, so they stay outside
     single = [step] if tile.steps == 1 else []
