@@ -15,7 +15,7 @@ import pytest
 import tuning_probe as probe
 import tvm
 import tvm_ffi
-from command import call_here, fails
+from command import call_here, fails, interrupt
 from conftest import Tiny
 from tvm.ir import IRModule
 from tvm.s_tir import meta_schedule as ms
@@ -328,6 +328,16 @@ def test_what_cannot_be_tuned_is_one_sentence(
     fails(call_here("tune", tiny.packed, "--op", "nope", cwd=tmp_path), 2, "'nope'", "lut_query")
     monkeypatch.setattr(backend.Backend, "missing_features", lambda self: ["avx512bw"])
     fails(call_here("tune", "--target", PRESET, cwd=tmp_path), 3, "cannot be measured", "avx512bw")
+
+
+def test_an_interruption_says_what_is_kept(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ["tune", tiny.packed, "--trials", "1000", "-o", tmp_path / "log"]
+    code, output = interrupt(words, "tuning: 0%", signal.SIGINT)
+    assert code == 130 and "finished batches are kept" in output and "Traceback" not in output
+    assert not (tmp_path / "log").exists()
 
 
 def test_a_tuning_process_that_dies_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
