@@ -40,6 +40,11 @@ def probed(function: str, folder: Path) -> Any:
     return json.loads(child.stdout.splitlines()[-1])
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return probed("measuring", tmp_path_factory.mktemp("measured"))
+
+
 def recorded(values: dict[str, int], seconds: float = 1e-5) -> Any:
     mod = space.workload(probe.task().function)
     trace = space.candidate(mod, lut, probe.BACKEND, values).trace
@@ -105,16 +110,16 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def test_a_bad_candidate_costs_one_trial_and_never_wins(tmp_path: Path) -> None:
-    found = probed("sabotage", tmp_path)
+def test_a_bad_candidate_costs_one_trial_and_never_wins(measured: dict[str, Any]) -> None:
+    found = measured["sabotage"]
     assert found["count"] == 4 and found["failed"] == 3
     kinds = (probe.GOOD, probe.CRASHING, probe.HANGING, probe.WRONG)  # and REFUSED costs nothing
     assert found["trials"] == {str(kind): kind == probe.GOOD for kind in kinds}
     assert found["best"] == [probe.GOOD]
 
 
-def test_a_fork_says_how_it_ended(tmp_path: Path) -> None:
-    said = probed("forks", tmp_path)
+def test_a_fork_says_how_it_ended(measured: dict[str, Any]) -> None:
+    said = measured["forks"]
     assert said["fine"] == [1.5, "two"]
     assert "ZeroDivisionError" in said["raises"] and "SystemExit" in said["leaves"]
     assert said["crashes"] == "crashed (SIGSEGV)"
@@ -309,8 +314,8 @@ def test_the_crossover_is_the_last_number_of_tokens_that_pays() -> None:
     assert crossover.most([{1: (9, 1), 2: (1, 9), 4: (1, 9)}]) == 1
 
 
-def test_look_ups_are_compared_with_the_product(tmp_path: Path) -> None:
-    found = probed("crossed", tmp_path / "log")
+def test_look_ups_are_compared_with_the_product(measured: dict[str, Any]) -> None:
+    found = measured["crossed"]
     assert set(found) == {"1", "2", "4"} and all(t > 0 for pair in found.values() for t in pair)
 
 
