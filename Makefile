@@ -4,10 +4,15 @@
 #   MODEL=SRC           the model of the demo, instead of SmolLM2-135M-Instruct; of the bench, an
 #                       artifact or a published shape such as llama-2-7b
 #   ARGS="-k lut -x"    more arguments for pytest (test), the demo or the bench
+#   TARGET=PRESET       what to tune (default: this machine), with MODEL=SRC as its tasks; TRIALS=64 a
+#                       task, MINUTES= in all; the log goes to tuning_logs/PRESET
 #   SHIFTADD_CACHE=DIR  where downloaded models and texts are kept (default: .cache)
 
 PYTHON ?= python3
 MODEL ?=
+TARGET ?=
+TRIALS ?=
+MINUTES ?=
 ARGS ?=
 
 BIN := .venv/bin
@@ -18,7 +23,7 @@ PEERS := matplotlib onnxruntime
 PACKAGING := pyproject.toml setup.py constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test lint wheel model clean
+.PHONY: help install demo bench tune test lint wheel model clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -33,6 +38,12 @@ demo: install model ## quantize, compile and run a real model, with a table of w
 
 bench: .venv/.installed-bench ## measure operators and a model against the memory's roof and their peers
 	$(BIN)/python examples/bench.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+tune: .venv/.installed ## search the fastest schedules of a target, into tuning_logs/
+	@preset="$(TARGET)"; [ -n "$$preset" ] || preset=$$($(BIN)/python -c \
+		'from shiftadd_tvm import backend; print(backend.detect().name)') || exit; \
+	$(BIN)/shiftadd-tvm tune $(if $(MODEL),"$(MODEL)") --target "$$preset" -o "tuning_logs/$$preset" \
+		$(if $(TRIALS),--trials "$(TRIALS)") $(if $(MINUTES),--minutes "$(MINUTES)") $(ARGS)
 
 test: .venv/.installed-dev ## run the tests
 	$(BIN)/pytest $(ARGS)

@@ -12,7 +12,8 @@ import pytest
 from command import call, call_here, fails, result
 from conftest import Tiny
 
-VERBS = ["quantize", "compile", "run", "chat", "eval", "verify", "inspect", "doctor", "targets"]
+VERBS = ["quantize", "compile", "tune", "run", "chat", "eval", "bench"]
+VERBS += ["verify", "inspect", "doctor", "targets"]
 TEXT = "A packed model is planes and powers of two; an artifact is what ships. " * 20
 
 
@@ -39,14 +40,15 @@ def test_help_is_quick_and_light() -> None:
 def test_exactly_the_built_verbs_exist(tmp_path: Path) -> None:
     listed = call("--help").stdout.partition("Commands:")[2]
     assert re.findall(r"^  (\w+) ", listed, re.MULTILINE) == VERBS
-    for verb in ("tune", "bench", "serve", "report", "config"):
+    for verb in ("serve", "report", "config"):
         fails(call_here(verb, cwd=tmp_path), 2, "No such command")
 
 
 @pytest.mark.parametrize(
     ("verb", "flag"),
     [
-        *(("compile", flag) for flag in ("--bundle", "--single-library", "--tuning-log")),
+        *(("compile", flag) for flag in ("--bundle", "--single-library")),
+        *(("tune", flag) for flag in ("--rpc", "--stage")),
         *(("quantize", flag) for flag in ("--target-size", "--calib", "--calib-tokens")),
     ],
 )
@@ -271,7 +273,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(tiny: Tiny, text: Pa
 def test_the_package_imports_its_verbs_lazily() -> None:
     code = (
         "import sys, shiftadd_tvm; assert 'shiftadd_tvm.workflow' not in sys.modules; "
-        "from shiftadd_tvm import compile, load, quantize; assert 'numpy' not in sys.modules"
+        "from shiftadd_tvm import compile, load, quantize, tune; assert 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -283,5 +285,5 @@ def test_the_public_verbs(tiny: Tiny, tmp_path: Path) -> None:
     assert report.to_dict()["layers"] == tiny.report("quantize")["layers"]
     for path in tiny.packed.iterdir():
         assert path.read_bytes() == (tmp_path / "packed" / path.name).read_bytes(), path.name
-    with pytest.raises(AttributeError, match="tune"):
-        shiftadd_tvm.__getattr__("tune")
+    with pytest.raises(AttributeError, match="serve"):
+        shiftadd_tvm.__getattr__("serve")

@@ -15,7 +15,7 @@ import pytest
 import tuning_probe as probe
 import tvm
 import tvm_ffi
-from command import call_here, fails
+from command import call_here, fails, interrupt
 from conftest import Tiny
 from tvm.ir import IRModule
 from tvm.s_tir import meta_schedule as ms
@@ -38,6 +38,11 @@ def probed(function: str, folder: Path) -> Any:
     child = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert child.returncode == 0, child.stderr
     return json.loads(child.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return probed("measuring", tmp_path_factory.mktemp("measured"))
 
 
 def recorded(values: dict[str, int], seconds: float = 1e-5) -> Any:
@@ -105,16 +110,16 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def test_a_bad_candidate_costs_one_trial_and_never_wins(tmp_path: Path) -> None:
-    found = probed("sabotage", tmp_path)
+def test_a_bad_candidate_costs_one_trial_and_never_wins(measured: dict[str, Any]) -> None:
+    found = measured["sabotage"]
     assert found["count"] == 4 and found["failed"] == 3
     kinds = (probe.GOOD, probe.CRASHING, probe.HANGING, probe.WRONG)  # and REFUSED costs nothing
     assert found["trials"] == {str(kind): kind == probe.GOOD for kind in kinds}
     assert found["best"] == [probe.GOOD]
 
 
-def test_a_fork_says_how_it_ended(tmp_path: Path) -> None:
-    said = probed("forks", tmp_path)
+def test_a_fork_says_how_it_ended(measured: dict[str, Any]) -> None:
+    said = measured["forks"]
     assert said["fine"] == [1.5, "two"]
     assert "ZeroDivisionError" in said["raises"] and "SystemExit" in said["leaves"]
     assert said["crashes"] == "crashed (SIGSEGV)"
@@ -309,8 +314,8 @@ def test_the_crossover_is_the_last_number_of_tokens_that_pays() -> None:
     assert crossover.most([{1: (9, 1), 2: (1, 9), 4: (1, 9)}]) == 1
 
 
-def test_look_ups_are_compared_with_the_product(tmp_path: Path) -> None:
-    found = probed("crossed", tmp_path / "log")
+def test_look_ups_are_compared_with_the_product(measured: dict[str, Any]) -> None:
+    found = measured["crossed"]
     assert set(found) == {"1", "2", "4"} and all(t > 0 for pair in found.values() for t in pair)
 
 
@@ -328,6 +333,16 @@ def test_what_cannot_be_tuned_is_one_sentence(
     fails(call_here("tune", tiny.packed, "--op", "nope", cwd=tmp_path), 2, "'nope'", "lut_query")
     monkeypatch.setattr(backend.Backend, "missing_features", lambda self: ["avx512bw"])
     fails(call_here("tune", "--target", PRESET, cwd=tmp_path), 3, "cannot be measured", "avx512bw")
+
+
+def test_an_interruption_says_what_is_kept(
+    tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    words = ["tune", tiny.packed, "--trials", "1000", "-o", tmp_path / "log"]
+    code, output = interrupt(words, "tuning: 0%", signal.SIGINT)
+    assert code == 130 and "finished batches are kept" in output and "Traceback" not in output
+    assert not (tmp_path / "log").exists()
 
 
 def test_a_tuning_process_that_dies_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

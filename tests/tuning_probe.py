@@ -146,6 +146,11 @@ def crossed(folder: Path) -> object:
     return {str(k): v for k, v in crossover.times(task(), BACKEND, folder, folder).items()}
 
 
+def measuring(folder: Path) -> object:
+    """Return the results of all that takes long to import."""
+    return {f.__name__: f(folder / f.__name__) for f in (forks, sabotage, crossed)}
+
+
 def replay(folder: Path) -> object:
     """Return the assembly of the task as compiling makes it with the log in `folder`."""
     logs = [log.TuningLog(folder, BACKEND.name)]

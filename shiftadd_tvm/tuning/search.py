@@ -106,6 +106,7 @@ class Search:
         order = np.argsort(times, kind="stable")
         records = [_timed(best[index], times[index]) for index in order]
         after = min([before, *times])
+        shutil.rmtree(self._scratch)
         return Found(records, before, after, measured.count, measured.failed)
 
     def _search(
