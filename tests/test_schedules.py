@@ -109,7 +109,16 @@ def test_look_ups_shuffle_registers(preset: str, register: str, name: str) -> No
 
 
 def test_the_detector_sees_multiplies() -> None:
-    for name in ("vmulps", "mulss", "vfmadd231ps", "vfnmadd213ss", "vdpps", "vdpbf16ps", "pmulld", "vpdpbusd"):
+    for name in (
+        "vmulps",
+        "mulss",
+        "vfmadd231ps",
+        "vfnmadd213ss",
+        "vdpps",
+        "vdpbf16ps",
+        "pmulld",
+        "vpdpbusd",
+    ):
         assert MULTIPLY.match(name), name
     for name in ("vaddps", "vpermps", "movd", "vmovdqu", "imull"):
         assert not MULTIPLY.match(name), name
