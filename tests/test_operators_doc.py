@@ -5,7 +5,10 @@ import pkgutil
 import re
 from pathlib import Path
 
-from shiftadd_tvm import backend, ops
+import test_lut
+
+from shiftadd_tvm import backend, ops, verification
+from shiftadd_tvm.ops import lut, lut_float, planes
 from shiftadd_tvm.ops.shift import TEST_VECTORS
 
 TEXT = (Path(__file__).parent.parent / "docs" / "operators.md").read_text(encoding="utf-8")
@@ -24,9 +27,33 @@ def test_every_operator_is_described() -> None:
             assert f"`{name}`" in TEXT, name
 
 
-def test_lanes_are_those_of_the_presets() -> None:
-    for preset in backend.presets().values():
-        assert f"`{preset.name}`" in TEXT
-        assert preset.order == f"u32-lanes{preset.lanes}"
-    lanes = {name: preset.lanes for name, preset in backend.presets().items()}
-    assert lanes == {"x86-avx512": 16, "x86-avx2": 8, "x86-64": 8}, "update docs/operators.md"
+def test_row_blocks_and_lanes_are_those_of_the_presets() -> None:
+    stated = re.findall(r"^\| `(x86[\w-]+)` \| (\d+) \| (\d+) \|$", TEXT, re.MULTILINE)
+    presets = backend.presets().values()
+    assert stated == [(preset.name, str(preset.rows), str(preset.lanes)) for preset in presets]
+    assert all(preset.order == f"bytes-rows{preset.rows}" for preset in presets)
+
+
+def test_the_formats_are_those_of_the_code() -> None:
+    """Bits, digits, the bound of what is finite, the largest sums, and the errors that are tested."""
+    for form in lut.FORMATS.values():
+        (row,) = re.findall(rf"^\| `{form.name}`.*$", TEXT, re.MULTILINE)
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1] == f"{form.bits} and the sign"
+        assert cells[2].startswith(f"4 · {2**form.bits - 1}: {sum(form.digit_bits)} bits")
+        assert cells[3] == " and ".join(f"{bits} bits" for bits in form.digit_bits)
+        assert cells[4] == f"2^{form.fields[1] - 126}"
+        assert float(cells[5]) == test_lut.ERRORS[form.name]
+        largest = min(2 ** form.digit_bits[0] - 1, 4 * (2**form.bits - 1))
+        total = planes.CHUNK * 2 * largest
+        assert f"{planes.CHUNK} · 2 · {largest} = {total} for `{form.name}`" in TEXT
+    (row,) = re.findall(rf"^\| `{lut_float.NAME}`.*$", TEXT, re.MULTILINE)
+    assert float(row.strip("|").split("|")[5]) == test_lut.ERRORS[lut_float.NAME]
+
+
+def test_the_gates_tolerances_are_those_of_the_code() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "artifact.md").read_text(encoding="utf-8")
+    stated = {"float32": "5·10⁻⁴", "int16": "10⁻²", "int8": "0.3"}
+    assert verification.RELATIVE == {"float32": 5e-4, "int16": 1e-2, "int8": 0.3}
+    for name, tolerance in stated.items():
+        assert f"| `{name}` | {tolerance} |" in text

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shiftadd_tvm.artifact import Artifact
 from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.reference import ReferenceModel
@@ -21,6 +22,7 @@ from shiftadd_tvm.verification import RELATIVE, compare
 
 ROOT = Path(__file__).parent.parent
 MB = 1 << 20
+ACTIVATIONS = "int16"  # what `compile` chooses
 PROMPTS = (
     "The capital of France is",
     "Once upon a time, in a village by the sea,",
@@ -79,6 +81,7 @@ def artifact(packed: Path) -> Path:
     output = packed.with_name("artifact")
     report, _ = run("compile", str(packed), "-o", str(output))
     assert json.loads((output / "manifest.json").read_text())["verified"] is True
+    assert Artifact(output).activations() == ACTIVATIONS
     assert report["kernels"]["tuned"] + report["kernels"]["scheduled"] > 0  # type: ignore[index]
     return output
 
@@ -117,7 +120,7 @@ def test_greedy_tokens_agree_by_the_margin_rule(packed: Path, artifact: Path) ->
     for states, row, start in zip(hidden, rows, starts, strict=True):
         logits = reference.logits(states[start - 1 : len(row) - 1]).numpy()
         margin = np.diff(np.partition(logits, -2, axis=-1)[:, -2:])[:, 0]
-        clear = margin > 2 * RELATIVE * np.abs(logits).max()
+        clear = margin > 2 * RELATIVE[ACTIVATIONS] * np.abs(logits).max()
         assert (logits.argmax(axis=-1) == row[start:])[clear].all()
         decided += int(clear.sum())
     assert decided > 0.9 * 64 * len(PROMPTS)
@@ -150,7 +153,7 @@ def test_decode_and_prefill_agree_over_many_pages(artifact: Path, text: Path) ->
     expected = np.concatenate([engine.logits(states[r : r + engine.logit_rows]) for r in rows])
     session.close()
     found = np.concatenate([session.decode(token) for token in ids])
-    assert compare(expected, found).passed
+    assert compare(expected, found, RELATIVE[ACTIVATIONS]).passed
 
 
 def test_generating_holds_the_parameters_and_little_more(artifact: Path) -> None:

@@ -21,8 +21,8 @@ from shiftadd_tvm.schedules.llvm import lut as lut_schedule
 LLVM = [name for name, preset in backend.presets().items() if preset.family == "llvm"]
 SHAPE = test_ops.Shape(2, 64, 96, 3, 3, bias=True)
 ONE_HOT = '== T.Cast("uint32", v_entry)'  # [index == entry], which no schedule may compile
-# What a float multiply looks like, including dot products.
-MULTIPLY = re.compile(r"^v?(mul[sp][sd]|fn?m(add|sub)\w*|dp\w+|pmadd\w*)$")
+# What a multiply of vectors looks like, including dot products.
+MULTIPLY = re.compile(r"^v?(mul[sp][sd]|fn?m(add|sub)\w*|dp\w+|pmadd\w*|pmul\w+|pdp\w+)$")
 
 
 def query_module(
@@ -71,12 +71,14 @@ FORMATS = {
     "int16": ("lut_query", dataclasses.replace(SHAPE, seed=1)),
     "int8": ("lut_query", dataclasses.replace(SHAPE, seed=0)),
     "float32": ("lut_float_query", SHAPE),
+    "int16, grouped": ("lut_group", dataclasses.replace(SHAPE, seed=1)),
+    "int8, grouped": ("lut_group", dataclasses.replace(SHAPE, seed=3)),
 }
 
 
 def test_the_seeds_choose_the_formats() -> None:
     names = {name: test_ops.form_of(shape).name for name, (_, shape) in FORMATS.items()}
-    assert names["int16"] == "int16" and names["int8"] == "int8"
+    assert all(name.startswith(form) for name, form in names.items() if name != "float32")
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -94,20 +96,29 @@ def test_look_ups_shuffle_registers(preset: str, register: str, name: str) -> No
     """Bytes of a vector at once: for every token two look-ups a digit; floats: one or two a byte."""
     op, shape = FORMATS[name]
     found = instructions(preset, shape, op)
-    if op == "lut_query":
+    whole = op != "lut_float_query"
+    if whole:
         digits = len(test_ops.form_of(shape).digit_bits)
         shuffle, least = "vpshufb", 2 * digits * shape.rows
     else:
         shuffle, least = "vperm(ps|d)", 2 * planes.VIEWS
     assert sum(bool(re.fullmatch(shuffle, m)) and register in o for m, o in found) >= least
-    if op == "lut_query":  # the sums of bytes are added as bytes and as 16 bits, nothing wider
-        assert {"vpaddb", "vpaddw"} - {m for m, _ in found} <= (
-            {"vpaddb"} if digits == 1 else set()
-        )
+    if whole:  # digits of 7 bits are added in bytes, and all in 16 bits
+        adds = {"vpaddw", "vpaddb"} if digits == 2 else {"vpaddw"}
+        assert adds <= {mnemonic for mnemonic, _ in found}
 
 
 def test_the_detector_sees_multiplies() -> None:
-    for name in ("vmulps", "mulss", "vfmadd231ps", "vfnmadd213ss", "vdpps", "vdpbf16ps"):
+    for name in (
+        "vmulps",
+        "mulss",
+        "vfmadd231ps",
+        "vfnmadd213ss",
+        "vdpps",
+        "vdpbf16ps",
+        "pmulld",
+        "vpdpbusd",
+    ):
         assert MULTIPLY.match(name), name
     for name in ("vaddps", "vpermps", "movd", "vmovdqu", "imull"):
         assert not MULTIPLY.match(name), name
@@ -116,7 +127,7 @@ def test_the_detector_sees_multiplies() -> None:
 @pytest.mark.parametrize("preset", LLVM)
 @pytest.mark.parametrize("bits", [1, 3])
 @pytest.mark.parametrize("outputs", [1, 5, 64, 77])
-@pytest.mark.parametrize("op", ["lut_query", "lut_float_query"])
+@pytest.mark.parametrize("op", ["lut_query", "lut_float_query", "lut_group"])
 def test_the_one_hot_reduction_never_survives(
     op: str, preset: str, bits: int, outputs: int
 ) -> None:

@@ -20,7 +20,7 @@ from shiftadd_tvm.quantization import quantize
 from shiftadd_tvm.runtime.engine import Engine, Sampling, decode
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.tensorfile import TensorFile, write_tensors
-from shiftadd_tvm.verification import compare, verify_here
+from shiftadd_tvm.verification import RELATIVE, compare, verify_here
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -50,11 +50,13 @@ VARIANTS = {
         {"num_key_value_heads": 1, "head_dim": 32, "num_hidden_layers": 1},
         {"bits": 4, "embedding_bits": 8},
         "F32",
+        "int8",
     ),
     "linear-rope-f16-mixed-bits": (
         {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "num_hidden_layers": 1},
         {"bits": 2, "bits_per_module": {"self_attn.v_proj": 4, "mlp.down_proj": 3}},
         "F16",
+        "float32",
     ),
     "no-rotation-odd-sizes": (
         {"hidden_size": 52, "intermediate_size": 37, "head_dim": 6, "num_hidden_layers": 1},
@@ -66,6 +68,17 @@ VARIANTS = {
         {"bits": 2, "scale_format": "row-group", "columns": 32},
         "F32",
     ),
+    "row-group-float32": (
+        {"num_hidden_layers": 1},
+        {"bits": 2, "scale_format": "row-group", "columns": 32},
+        "F32",
+        "float32",
+    ),
+    "row-group-fallback": (  # 12 inputs share a scale: not whole steps
+        {"num_hidden_layers": 1},
+        {"bits": 2, "scale_format": "row-group", "columns": 12},
+        "F32",
+    ),
     "column-wise": ({"num_hidden_layers": 1}, {"bits": 2, "scale_format": "column-wise"}, "F32"),
     "block-wise": (
         {"num_hidden_layers": 1},
@@ -74,8 +87,12 @@ VARIANTS = {
     ),
 }
 
+EQUAL = RELATIVE["float32"]  # of what ways to compute the same may differ in, in any format
 
-def build(folder: Path, overrides: dict, chosen: dict, dtype: str) -> Path:
+
+def build(
+    folder: Path, overrides: dict, chosen: dict, dtype: str, activations: str = "int16"
+) -> Path:
     """Quantize and compile a tiny model; the gate has passed."""
     source = save_tiny(folder / "source", dtype=dtype, **overrides)
     quantize(source, folder / "packed", QuantizeSettings(**chosen))
@@ -83,11 +100,12 @@ def build(folder: Path, overrides: dict, chosen: dict, dtype: str) -> Path:
         open_packed(folder / "packed"),
         folder / "artifact",
         backend.detect(),
-        CompileSettings(),
+        CompileSettings(activations=activations),
         version="test",
     )
     assert report.verify is not None
     assert report.verify["tokens_compared"] > 0
+    assert Artifact(folder / "artifact").activations() == activations
     return folder / "artifact"
 
 
@@ -115,7 +133,7 @@ def test_prefill_in_chunks_equals_decode(plain: Path) -> None:
     session.close()
     for token in ids:
         logits = session.decode(token)
-    assert compare(logits, chunked).passed
+    assert compare(logits, chunked, EQUAL).passed
 
 
 def test_several_sequences_do_not_disturb_each_other(plain: Path) -> None:
@@ -132,14 +150,14 @@ def test_several_sequences_do_not_disturb_each_other(plain: Path) -> None:
     sessions = [engine.session() for _ in prompts]
     for session, prompt in zip(sessions, prompts, strict=True):
         session.prefill(prompt)
-    assert compare(np.concatenate(alone), decode(sessions, [9] * 4)).passed
+    assert compare(np.concatenate(alone), decode(sessions, [9] * 4), EQUAL).passed
     pair = [sessions[0], sessions[3]]
     again = decode(pair, [11, 12])
     held = (prompts[0], prompts[3])
     for session, prompt, logits, token in zip(pair, held, again, (11, 12), strict=True):
         session.close()
         session.prefill([*prompt, 9])
-        assert compare(session.decode(token), logits[None]).passed
+        assert compare(session.decode(token), logits[None], EQUAL).passed
 
 
 def test_sessions_say_what_they_cannot_do(plain: Path) -> None:
