@@ -225,7 +225,6 @@ def _manifest(
     kernels: Counter[str],
     version: str,
 ) -> dict[str, object]:
-    decoder = model.decoder
     versions = {name: importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")}
     quantization = {key: model.quantization[key] for key in ("bits", "scales", "rotation")}
     return {
@@ -255,19 +254,7 @@ def _manifest(
             "logit_rows": graph.LOGIT_ROWS,
             "batches": list(graph.BATCHES),
         },
-        "model": {
-            "type": model.config["model_type"],
-            "vocabulary": decoder.vocabulary,
-            "layers": decoder.layers,
-            "hidden": decoder.hidden,
-            "intermediate": decoder.intermediate,
-            "heads": decoder.heads,
-            "kv_heads": decoder.kv_heads,
-            "head_dim": decoder.head_dim,
-            "tied_embeddings": decoder.tied_embeddings,
-            "bos": list(decoder.bos),
-            "eos": list(decoder.eos),
-        },
+        "model": _model_facts(model),
         "quantization": {
             **quantization,
             "effective_bits": model.effective_bits(),
@@ -276,6 +263,23 @@ def _manifest(
         "kernels": dict(kernels),
         "load": "map",
         "verified": False,
+    }
+
+
+def _model_facts(model: PackedModel) -> dict[str, object]:
+    decoder = model.decoder
+    return {
+        "type": model.config["model_type"],
+        "vocabulary": decoder.vocabulary,
+        "layers": decoder.layers,
+        "hidden": decoder.hidden,
+        "intermediate": decoder.intermediate,
+        "heads": decoder.heads,
+        "kv_heads": decoder.kv_heads,
+        "head_dim": decoder.head_dim,
+        "tied_embeddings": decoder.tied_embeddings,
+        "bos": list(decoder.bos),
+        "eos": list(decoder.eos),
     }
 
 
