@@ -19,11 +19,12 @@ from tvm.tirx import IntImm
 
 from shiftadd_tvm import artifact, graph, parameters, pipeline, verification
 from shiftadd_tvm.backend import Backend
-from shiftadd_tvm.errors import OutputError, UnsupportedError, UsageError
+from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.files import canonical_json, sha256, staged
 from shiftadd_tvm.ops.attention import PAGE
 from shiftadd_tvm.packed import GOLDEN, PackedModel
 from shiftadd_tvm.tensorfile import ALIGNMENT, Source, stream_tensors
+from shiftadd_tvm.toolchain import Linker, find_linker
 from shiftadd_tvm.tuning.log import open_logs
 
 DEFAULT_CONTEXT = 2048
@@ -72,6 +73,7 @@ def compile_model(
     `UnsupportedError`, `OutputError`.
     """
     started = time.perf_counter()
+    linker = find_linker(backend.machine)  # before the work that it would waste
     context = check_context(model.decoder.positions, settings.context)
     logs = open_logs(backend.name, settings.tuning_log)
     with staged(output, artifact.MANIFEST, force=force) as folder:
@@ -80,7 +82,7 @@ def compile_model(
         signatures = _signatures(module)
         progress("compiling kernels")
         executable, kernels = pipeline.build(module, backend, settings.dump_ir, logs)
-        _link(executable, folder / artifact.LIBRARY)
+        _link(executable, folder / artifact.LIBRARY, linker)
         progress("packing parameters")
         stream_tensors(folder / artifact.PARAMETERS, [_source(p) for p in found])
         _copy_files(model, folder)
@@ -128,29 +130,14 @@ def _reserve(folder: Path) -> None:
         os.posix_fallocate(probe.fileno(), 0, LINK_ROOM)
 
 
-def _link(executable: relax.VMExecutable, path: Path) -> None:
-    compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
-    if compiler is None:
-        raise UnsupportedError(
-            "No C++ compiler was found to link model.so: expected g++, c++ or clang++ on the PATH; "
-            "install one (Debian: apt-get install g++)."
-        )
+def _link(executable: relax.VMExecutable, path: Path, linker: Linker) -> None:
     for folder in (path.parent, Path(tempfile.gettempdir())):
         _reserve(folder)
-    try:
-        # no build id and no symbol table: both would record how the bytes were made
-        executable.export_library(
-            str(path), fcompile=_linker(compiler), options=["-s", "-Wl,--build-id=none"]
-        )
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise OutputError(f"{path.name} cannot be linked by {compiler}: {reason}.") from error
 
+    def link(output: str, objects: list[str], options: Any = None) -> None:
+        linker.link(Path(output), objects)
 
-def _linker(compiler: str) -> Any:
-    from tvm.support import cc
-
-    return cc.cross_compiler(compiler)
+    executable.export_library(str(path), fcompile=link)
 
 
 def _source(parameter: parameters.Parameter) -> Source:

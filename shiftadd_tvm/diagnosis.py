@@ -6,13 +6,12 @@ What is imported is imported in a child process: a broken library costs a line, 
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from shiftadd_tvm import backend, cpu
+from shiftadd_tvm import backend, cpu, toolchain
 from shiftadd_tvm.errors import ShiftAddError
 
 TVM_SERIES = "0.27."
@@ -49,6 +48,7 @@ def examine() -> list[Check]:
         _compiler,
         _processor,
         _memory,
+        _cross_linker,
         lambda: _package("gguf", "gguf", "GGUF checkpoints", extra="gguf"),
         lambda: _package("pyelftools", "elftools", "inspect --ops", extra="inspect"),
         lambda: _package("iced-x86", "iced_x86", "inspect --ops of x86", extra="inspect"),
@@ -113,14 +113,22 @@ def _runtime() -> Check:
 
 
 def _compiler() -> Check:
-    names = ("g++", "c++", "clang++")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    return Check(
-        "c++ compiler",
-        found is not None,
-        found or f"none of {', '.join(names)} is on the PATH",
-        "install one, such as: apt-get install g++ (compile links model.so with it)",
-    )
+    return _linker("c++ compiler", cpu.machine(), "install one, such as: apt-get install g++")
+
+
+def _cross_linker() -> Check:
+    machine = next((m for m in ("aarch64", "x86_64") if m != cpu.machine()))
+    remedy = "pip install 'shiftadd-tvm[arm]'"
+    return _linker(f"linker for {machine}", machine, remedy, optional=True)
+
+
+def _linker(name: str, machine: str, remedy: str, *, optional: bool = False) -> Check:
+    use = f"(needed for compile for {machine}: it links model.so)"
+    try:
+        command = toolchain.find_linker(machine).command
+    except ShiftAddError as error:
+        return Check(name, False, str(error), f"{remedy} {use}", optional)
+    return Check(name, True, " ".join(command), f"{remedy} {use}", optional)
 
 
 def _processor() -> Check:

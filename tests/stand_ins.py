@@ -42,7 +42,9 @@ def _float_halves(table: Any, word: Any, place: int) -> Any:
 
 PRIMITIVES = {
     "avx512 by avx2": Halves(64, "llvm.x86.avx2.pshuf.b"),
-    "neon by ssse3": _lookup.Primitive(16, "llvm.x86.ssse3.pshuf.b.128"),
+    "neon by ssse3": dataclasses.replace(
+        _lookup.PRIMITIVES["neon"], instruction="llvm.x86.ssse3.pshuf.b.128"
+    ),
 }
 FLOAT = {"avx512 by avx2": (16, _float_halves)}
 
@@ -51,11 +53,11 @@ def targets() -> list[Backend]:
     """Return targets for the stand-ins, with the row blocks and lanes of what they stand for."""
     if "x86-avx2" not in kernels.PRESETS:
         return []
-    avx2, avx512 = backend.load("x86-avx2"), backend.load("x86-avx512")
-    sizes = {"avx512 by avx2": (avx512.lanes, avx512.rows), "neon by ssse3": (4, 32)}
+    avx2 = backend.load("x86-avx2")
+    meant = {"avx512 by avx2": backend.load("x86-avx512"), "neon by ssse3": backend.load("arm")}
     return [
-        dataclasses.replace(avx2, name=isa, isa=isa, lanes=lanes, rows=rows)
-        for isa, (lanes, rows) in sizes.items()
+        dataclasses.replace(avx2, name=isa, isa=isa, lanes=target.lanes, rows=target.rows)
+        for isa, target in meant.items()
     ]
 
 

@@ -378,14 +378,20 @@ def check(op: str, s: Shape, target: Backend) -> None:
     case = CASES[op](s, np.random.default_rng(s.seed), target)
     symbolic = case.symbolic if s.symbolic else ()
     found = kernels.run_op(op, case.compute, case.arrays, symbolic=symbolic, preset=target)
-    several = isinstance(case.expected, list)
-    pairs = zip(found, case.expected, strict=True) if several else [(found, case.expected)]
-    for array, expected in pairs:
-        assert array.dtype == expected.dtype
-        if case.tolerance:
-            np.testing.assert_allclose(array, expected, case.tolerance, case.tolerance)
+    if isinstance(case.expected, list):
+        compare(found, case.expected, case.tolerance)
+    else:
+        compare([found], [case.expected], case.tolerance)
+
+
+def compare(found: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> None:
+    """Compare what an operator computed with the reference, output by output."""
+    for array, reference in zip(found, expected, strict=True):
+        assert array.dtype == reference.dtype
+        if tolerance:
+            np.testing.assert_allclose(array, reference, tolerance, tolerance)
         else:
-            np.testing.assert_array_equal(array, expected)
+            np.testing.assert_array_equal(array, reference)
 
 
 @pytest.mark.parametrize("preset", kernels.PRESETS)

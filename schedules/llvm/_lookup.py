@@ -32,6 +32,7 @@ class Primitive:
 
     width: int
     instruction: str
+    turn: int = 1  # steps of the loop for each that is asked for: where the loop itself costs
 
     def look_up(self, table, index):
         """Return the entries (width,) uint8 of `table`, 16 entries repeated, by bytes below 16."""
@@ -41,7 +42,7 @@ class Primitive:
 PRIMITIVES = {
     "avx2": Primitive(32, "llvm.x86.avx2.pshuf.b"),
     "avx512": Primitive(64, "llvm.x86.avx512.pshuf.b.512"),
-    "neon": Primitive(16, "llvm.aarch64.neon.tbl1.v16i8"),
+    "neon": Primitive(16, "llvm.aarch64.neon.tbl1.v16i8", turn=2),
 }
 
 

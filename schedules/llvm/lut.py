@@ -10,7 +10,7 @@ OPS = ("lut_query",)
 KNOBS = {
     "shared": Knob((1, 2, 4), 1),  # row blocks that share the loads of a table
     "task": Knob((1, 2, 4, 8), 1),  # times as many go through one chunk of tables together
-    "unroll": Knob((1, 2, 4), 1),  # steps
+    "unroll": Knob((1, 2, 4), 1),  # steps, times the instruction set's `turn`
     "prefetch": Knob((0, 1024, 2048, 4096, 8192), 4096),  # bytes ahead; 0: left to the hardware
 }
 restore = _lookup.restore
@@ -63,6 +63,7 @@ def tile(
     tables = sch.get(sums).reads[1].source.shape  # the planes are read first
     tokens, digits = int(tables[0]), int(tables[3])
     steps = int(sch.get(step).extent)
+    turn = _lookup.PRIMITIVES[backend.isa].turn if backend.isa in _lookup.PRIMITIVES else 1
     return _lookup.Tile(
         isa=backend.isa,
         rows=backend.rows,
@@ -70,6 +71,6 @@ def tile(
         blocks=shared,
         steps=steps,
         digits={1: (8,), 2: (7, 7)}[digits],
-        unroll=_divisor(steps, 1, unroll),
+        unroll=_divisor(steps, 1, unroll * turn),
         prefetch=prefetch,
     )
