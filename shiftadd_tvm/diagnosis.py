@@ -117,7 +117,7 @@ def _compiler() -> Check:
 
 
 def _cross_linker() -> Check:
-    machine = next((m for m in ("aarch64", "x86_64") if m != cpu.machine()))
+    machine = next(m for m in ("aarch64", "x86_64") if m != cpu.machine())
     remedy = "pip install 'shiftadd-tvm[arm]'"
     return _linker(f"linker for {machine}", machine, remedy, optional=True)
 

@@ -2,7 +2,6 @@
 
 from shiftadd_tvm.backend import Backend
 
-
 # num-cores is part of TVM's target but decides nothing here; fixed, so that the bytes of a library
 # do not depend on the machine that compiled it
 CORES = 4

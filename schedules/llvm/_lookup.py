@@ -39,6 +39,8 @@ class Primitive:
         return T.call_llvm_pure_intrin(f"uint8x{self.width}", self.instruction, table, index)
 
 
+Buffer = tuple[str, tuple[int, ...], str, str]  # name, shape, dtype, scope
+
 PRIMITIVES = {
     "avx2": Primitive(32, "llvm.x86.avx2.pshuf.b"),
     "avx512": Primitive(64, "llvm.x86.avx512.pshuf.b.512"),
@@ -102,7 +104,7 @@ def _places(digits: tuple[int, ...]) -> list[int]:
     return [sum(digits[:index]) for index in range(len(digits))]
 
 
-def _buffers(tile: Tile) -> list:
+def _buffers(tile: Tile) -> list[Buffer]:
     """Return the (name, shape, dtype, scope) of what the intrinsic reads and writes."""
     lanes, count = tile.rows // VIEWS, len(tile.digits)
     return [
@@ -118,7 +120,7 @@ def _strided(name: str, shape: tuple[int, ...], dtype: str, scope: str):
     return T.buffer(shape, dtype, strides=strides, offset_factor=1, scope=scope)
 
 
-def intrinsic(buffers: list, body, locals_=None):
+def intrinsic(buffers: list[Buffer], body, locals_=None):
     """Return the PrimFunc of an intrinsic: `body(*buffers)` inside its root block.
 
     `locals_` is the (shape, dtype) of sums of the intrinsic's own, which `body` gets last. They belong
@@ -200,9 +202,9 @@ class _Vectors:
                     self.look_up(planes, tables, partial, step, at)
         for m, r, part in np.ndindex(*self.shape[:3]):
             for v in range(VIEWS):
-                at = [m, r, 0, v, self.lanes(part)]
-                total = sums[tuple(at)] + self.view(partial, (m, r, part), v)
-                T.buffer_store(sums, total, at)
+                at = (m, r, 0, v, self.lanes(part))
+                total = sums[at] + self.view(partial, (m, r, part), v)
+                T.buffer_store(sums, total, list(at))
 
     def prefetch(self, planes, step) -> None:
         """Ask for the planes that a later step reads."""

@@ -6,13 +6,14 @@ else     a scalar load a row, any target
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from tvm.s_tir import TensorIntrin
 from tvm.tirx.script import builder as T
 
 from shiftadd_tvm.ops.planes import ENTRIES, GROUP, VIEWS
-from shiftadd_tvm.schedules.llvm._lookup import intrinsic
+from shiftadd_tvm.schedules.llvm._lookup import Buffer, intrinsic
 
 VERSION = 3
 
@@ -31,7 +32,7 @@ def register(isa: str, rows: int, steps: int) -> str:
     return name
 
 
-def _buffers(rows: int, steps: int) -> list:
+def _buffers(rows: int, steps: int) -> list[Buffer]:
     lanes = rows // VIEWS
     return [
         ("planes", (1, 1, steps, lanes), "uint32", "global"),
@@ -78,7 +79,7 @@ def _avx512(table, word, place: int):
 LOOKUPS = {"avx2": (8, _avx2), "avx512": (16, _avx512)}  # lanes, and how they look up
 
 
-def _vectorized(lanes: int, steps: int, width: int, looked_up: Callable):
+def _vectorized(lanes: int, steps: int, width: int, looked_up: Callable[..., Any]):
     vectors = [
         (v, T.Ramp(start * width, 1, width)) for start, v in np.ndindex(lanes // width, VIEWS)
     ]

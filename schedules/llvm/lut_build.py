@@ -1,6 +1,7 @@
 """lut_build and lut_round on CPUs: whole rows stay in the cache from stage to stage, in vectors."""
 
 from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import SBlockRV
 from tvm.tirx import IntImm
 
 from shiftadd_tvm.backend import Backend
@@ -35,7 +36,7 @@ def schedule(sch: Schedule, backend: Backend) -> None:
         sch.vectorize(sch.get_loops(start)[-1])
 
 
-def _split_reduction(sch: Schedule, stage, lanes: int) -> list:
+def _split_reduction(sch: Schedule, stage, lanes: int) -> list[SBlockRV]:
     """Sum `lanes` numbers at once; return what is to be decomposed in the end."""
     loop = sch.get_loops(stage)[-1]
     if int(sch.get(loop).extent) % lanes:
