@@ -25,7 +25,7 @@ from shiftadd_tvm.ops.attention import PAGE
 from shiftadd_tvm.packed import GOLDEN, PackedModel
 from shiftadd_tvm.tensorfile import ALIGNMENT, Source, stream_tensors
 from shiftadd_tvm.toolchain import Linker, find_linker
-from shiftadd_tvm.tuning.log import open_logs
+from shiftadd_tvm.tuning.log import lookup_rows, open_logs
 
 DEFAULT_CONTEXT = 2048
 LINK_ROOM = 64 << 20  # bytes of disk to have free for object files and model.so
@@ -86,7 +86,8 @@ def compile_model(
         progress("packing parameters")
         stream_tensors(folder / artifact.PARAMETERS, [_source(p) for p in found])
         _copy_files(model, folder)
-        manifest = _manifest(model, backend, settings, context, found, signatures, kernels, version)
+        limits = _limits(context, lookup_rows(logs))
+        manifest = _manifest(model, backend, settings, limits, found, signatures, kernels, version)
         manifest["files"] = _files(folder)
         result = _gate(folder, manifest, backend, settings, progress)
         progress("publishing")
@@ -206,7 +207,7 @@ def _manifest(
     model: PackedModel,
     backend: Backend,
     settings: CompileSettings,
-    context: int,
+    limits: dict[str, object],
     found: list[parameters.Parameter],
     signatures: dict[str, object],
     kernels: Counter[str],
@@ -220,7 +221,7 @@ def _manifest(
         "kind": "decoder",
         "producer": {"shiftadd-tvm": version, **versions},
         "command": (
-            f"compile --target {backend.name} --context {context} "
+            f"compile --target {backend.name} --context {limits['context']} "
             f"--activations {settings.activations}"
         ),
         "target": {
@@ -234,13 +235,7 @@ def _manifest(
         "functions": signatures,
         "parameters": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found],
         "looked_up": looked_up(model, found),
-        "limits": {
-            "context": context,
-            "page": PAGE,
-            "chunk": graph.CHUNK,
-            "logit_rows": graph.LOGIT_ROWS,
-            "batches": list(graph.BATCHES),
-        },
+        "limits": limits,
         "model": _model_facts(model),
         "quantization": {
             **quantization,
@@ -250,6 +245,17 @@ def _manifest(
         "kernels": dict(kernels),
         "load": "map",
         "verified": False,
+    }
+
+
+def _limits(context: int, looked_up: int | None) -> dict[str, object]:
+    return {
+        "context": context,
+        "page": PAGE,
+        "chunk": graph.CHUNK,
+        "logit_rows": graph.LOGIT_ROWS,
+        "batches": list(graph.BATCHES),
+        "lookup_rows": looked_up or 1,  # prompts up to this go through decode
     }
 
 

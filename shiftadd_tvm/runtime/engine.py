@@ -83,6 +83,8 @@ class Engine:
         self.chunk = opened.number("limits", "chunk")
         self.logit_rows = opened.number("limits", "logit_rows")
         self.batches = sorted(opened.numbers("limits", "batches"))
+        measured = "lookup_rows" in opened.section("limits")
+        self.lookup_rows = opened.number("limits", "lookup_rows") if measured else 1
         self.vocabulary = opened.number("model", "vocabulary")
         self.eos = frozenset(opened.numbers("model", "eos"))
         library.configure_threads(threads)
@@ -195,9 +197,21 @@ class Session:
         """Append tokens (at least one); return the last one's logits float32 (1, vocabulary)."""
         if not tokens:
             raise UsageError("The prompt is empty; give at least one token.")
+        if len(tokens) <= self.engine.lookup_rows and len(tokens) in self.engine.batches:
+            return self._look_up(tokens)
         for states in self.hidden(tokens):
             last = states[-1:]
         return self.engine.logits(np.ascontiguousarray(last))
+
+    def _look_up(self, tokens: Sequence[int]) -> Array:
+        # a step appends all its rows before any attends, so they may be of one sequence
+        self.check(tokens)
+        self.reserve(len(tokens))
+        tables = np.repeat(self.table()[None], len(tokens), axis=0)
+        lengths = np.arange(len(tokens), dtype=np.int32) + np.int32(len(self.tokens))
+        logits = self.engine.decode(np.array(tokens, np.int32), tables, lengths)
+        self.tokens += tokens
+        return np.from_dlpack(logits)[-1:]
 
     def decode(self, token: int) -> Array:
         """Append one token; return its logits float32 (1, vocabulary)."""
