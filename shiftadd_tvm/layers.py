@@ -322,22 +322,24 @@ def sampled(b: Builder, logits: Expr, inputs: dict[str, Expr], rows: Expr, vocab
     """Return the next token (rows,) int32 of logits (rows, vocabulary); inputs by `SAMPLING`."""
     scores_type = relax.TensorType((rows, vocabulary), "float32")
 
-    def call(key: tuple[object, ...], make: Callable[[], Expr], out: Expr, *operands: Expr) -> Expr:
-        return b.blocks.emit(relax.call_tir(b.tir(key, make), list(operands), out))
+    def call(name: str, make: Callable[[], Expr], out: Expr, *operands: Expr) -> Expr:
+        return b.blocks.emit(relax.call_tir(b.tir((name,), make), list(operands), out))
 
-    names = ("history", "length", "penalty")
-    x = call(
-        ("sample_penalize",),
-        lambda: sample.penalize(vocabulary),
-        scores_type,
-        logits,
-        *(inputs[name] for name in names),
-    )
+    def change(key: tuple[object, ...], make: Callable[[], Expr], x: Expr, *operands: Expr) -> Expr:
+        function = b.tir(key, make)
+        changed = relax.call_tir_inplace(
+            function, [x, *operands], inplace_indices=[0], out_ty=scores_type
+        )
+        return b.blocks.emit(changed)
+
+    penalty = [inputs[name] for name in ("history", "length", "penalty")]
+    penalize = lambda: sample.penalize(vocabulary)
+    x = call("sample_penalize", penalize, scores_type, logits, *penalty)
     soften = lambda: sample.soften(vocabulary)
-    x = call(("sample_soften",), soften, scores_type, x, inputs["temperature"])
+    x = change(("sample_soften",), soften, x, inputs["temperature"])
     for name, by_mass in (("top_k", False), ("top_p", True)):
         keep = lambda mass=by_mass: sample.keep(vocabulary, mass)
-        x = call(("sample_keep", name), keep, scores_type, x, inputs[name])
+        x = change(("sample_keep", name), keep, x, inputs[name])
     tokens = relax.TensorType((rows,), "int32")
     draw = lambda: sample.draw(vocabulary)
-    return call(("sample_draw",), draw, tokens, x, inputs["seed"], inputs["step"])
+    return call("sample_draw", draw, tokens, x, inputs["seed"], inputs["step"])

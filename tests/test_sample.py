@@ -31,15 +31,15 @@ def penalize(logits: np.ndarray, history: np.ndarray, length: list[int], penalty
 
 
 def soften(scores: np.ndarray, temperature: list[float]) -> np.ndarray:
-    out = np.empty_like(scores)
-    compiled("soften", scores.shape[1])(scores, np.array(temperature, F32), out)
+    out = scores.copy()
+    compiled("soften", scores.shape[1])(out, np.array(temperature, F32))
     return out
 
 
 def keep(weights: np.ndarray, top_k: list[int], top_p: list[float]) -> np.ndarray:
-    some, out = np.empty_like(weights), np.empty_like(weights)
-    compiled("keep", weights.shape[1], False)(weights, np.array(top_k, I32), some)
-    compiled("keep", weights.shape[1], True)(some, np.array(top_p, F32), out)
+    out = weights.copy()
+    compiled("keep", weights.shape[1], False)(out, np.array(top_k, I32))
+    compiled("keep", weights.shape[1], True)(out, np.array(top_p, F32))
     return out
 
 
@@ -90,6 +90,59 @@ def test_soften_of_far_apart_logits_stays_finite() -> None:
     x = np.full((1, VOCABULARY), -3e38, F32)
     x[0, 5] = 3e38
     assert np.flatnonzero(soften(x, [1e-3])[0]).tolist() == [5]
+
+
+# around the steps and spans of the loops, and without any whole one
+SIZES = [1, sample.WIDTH - 1, sample.WIDTH, sample.SPAN, sample.SPAN + 1, 3 * sample.SPAN - 1, 2000]
+
+
+@needs_preset
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_of_vocabulary(size: int) -> None:
+    rng = np.random.default_rng(size)
+    x = rng.standard_normal((4, size)).astype(F32) * 4
+    history = rng.integers(0, size, (4, 9))
+    found = penalize(x, history, [9] * 4, [1.2, 1.0, 0.7, 3.0])
+    for row, penalty in enumerate([1.2, 1.0, 0.7, 3.0]):
+        expected = sample.reference_penalize(x[row], history[row], penalty)
+        np.testing.assert_array_equal(found[row], expected)
+    found = soften(x, [0.0, 0.7, 1.0, 2.0])
+    for row, temperature in enumerate([0.0, 0.7, 1.0, 2.0]):
+        expected = sample.reference_soften(x[row], temperature)
+        np.testing.assert_allclose(found[row], expected, rtol=2e-6, atol=1e-37)
+    weights, limits = found.copy(), [(0, 1.0), (5, 1.0), (0, 0.6), (17, 0.9)]
+    found = keep(weights, [k for k, _ in limits], [p for _, p in limits])
+    for before, after, (top_k, top_p) in zip(weights, found, limits, strict=True):
+        expected = sample.reference_keep(before, top_k, float(F32(top_p)))
+        np.testing.assert_array_equal(after, expected)
+    seeds = np.arange(40, dtype=I64)
+    tiled = np.tile(found, (10, 1))
+    expected = [sample.reference_draw(w, int(s), 3) for w, s in zip(tiled, seeds, strict=True)]
+    np.testing.assert_array_equal(draw(tiled, seeds, np.full(40, 3)), expected)
+
+
+@needs_preset
+@pytest.mark.parametrize("at", [0, 1, 255, 256, 700, 1023, 1999])
+def test_greedy_takes_the_first_largest_wherever_it_lies(at: int) -> None:
+    x = np.full((3, 2000), -np.inf, F32)
+    x[0, at], x[0, at + 1 :] = -5.0, -5.0  # tied with all that follow
+    x[1] = np.nan
+    x[1, at] = -1e30  # what is no number never wins
+    x[2, at] = np.inf
+    weights = keep(soften(x, [0.0] * 3), [0] * 3, [1.0] * 3)
+    assert [np.flatnonzero(row).tolist() for row in weights] == [[at]] * 3
+    drawn = draw(weights, np.arange(3), np.arange(3))
+    assert drawn.tolist() == [at] * 3
+
+
+@needs_preset
+def test_hostile_logits_give_some_token() -> None:
+    x = np.zeros((4, 2000), F32)
+    x[0], x[1], x[2, 7], x[3, [1, 900]] = np.nan, -np.inf, np.nan, np.inf
+    for temperature in (0.0, 1.0):
+        weights = keep(soften(x, [temperature] * 4), [0, 5, 5, 5], [0.9] * 4)
+        drawn = draw(weights, np.arange(4), np.arange(4))
+        assert ((drawn >= 0) & (drawn < 2000)).all()
 
 
 LIMITS = [  # (top_k, top_p)

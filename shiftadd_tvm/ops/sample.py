@@ -9,7 +9,11 @@ In this order, as transformers does it:
               nothing is sorted
     draw      splitmix64(seed + (step + 1) · golden gamma), 53 bits, against the running sum
 
-It lives in model.so so that hosts stay thin.
+Each row skips what its own parameters switch off, and all but `penalize` change the weights in place:
+a greedy step is a copy, a search and a look. It lives in model.so so that hosts stay thin.
+
+Small buffers have the scope "global", which TVM keeps on the stack; it asks the heap for "local" ones,
+and then LLVM cannot keep them in registers.
 """
 
 import numpy as np
@@ -17,16 +21,53 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from shiftadd_tvm.ops import OP
+from shiftadd_tvm.ops.elementwise import EXP_LOWEST, exp
 from shiftadd_tvm.ops.shift import Array
 
 GAMMA = 0x9E3779B97F4A7C15
 MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
+WIDTH = 32  # tokens that one step of a loop takes side by side
+SPAN = 256  # tokens that are passed over together where all their weights are 0
+
+
+def _sweeps(vocabulary: int) -> tuple[tuple[int, int, int], ...]:
+    """Return the (first token, steps, tokens a step) that cover a vocabulary: vectors, then the rest."""
+    rest = vocabulary % WIDTH
+    return ((0, vocabulary // WIDTH, WIDTH), (vocabulary - rest, rest, 1))
+
+
+@T.inline
+def _fold(peak, width):
+    for lane in T.vectorized(width):
+        peak[lane] = T.max(peak[lane], peak[lane + width])
+
+
+@T.inline
+def _largest(peak, weights, i, first):
+    """Set peak[0] to the largest of the span of weights (none of them negative) from `first` on."""
+    for lane in T.vectorized(WIDTH):
+        peak[lane] = T.float32(0)
+    for step in T.serial(SPAN // WIDTH):
+        for lane in T.vectorized(WIDTH):
+            peak[lane] = T.max(peak[lane], weights[i, first + step * WIDTH + lane])
+    _fold(peak, 16)
+    _fold(peak, 8)
+    _fold(peak, 4)
+    _fold(peak, 2)
+    _fold(peak, 1)
 
 
 def penalize(vocabulary: int):
     """Return the TIR function (logits (b, V), history (b, c), length, penalty (b,)) -> (b, V)."""
     b, context = tirx.Var("b", "int64"), tirx.Var("context", "int64")
+    vectors, rest = _sweeps(vocabulary)
+
+    @T.inline
+    def copy(scores, logits, i, first, steps, width):
+        for step in T.serial(steps):
+            for lane in T.vectorized(width):
+                scores[i, first + step * width + lane] = logits[i, first + step * width + lane]
 
     @T.prim_func(s_tir=True, private=True)
     def penalize(
@@ -42,28 +83,68 @@ def penalize(vocabulary: int):
                 i = T.axis.spatial(b, row)
                 T.reads()
                 T.writes()
-                for v in T.serial(vocabulary):
-                    scores[i, v] = logits[i, v]
-                for j in T.serial(length[i]):  # from `logits`, so a repeated token counts once
-                    token = T.bind(history[i, j])
-                    scores[i, token] = T.if_then_else(
-                        logits[i, token] > T.float32(0),
-                        logits[i, token] / penalty[i],
-                        logits[i, token] * penalty[i],
-                    )
+                copy(scores, logits, i, *vectors)
+                copy(scores, logits, i, *rest)
+                if penalty[i] != T.float32(1):
+                    for j in T.serial(length[i]):  # from `logits`: a repeated token counts once
+                        token = T.bind(history[i, j])
+                        scores[i, token] = T.if_then_else(
+                            logits[i, token] > T.float32(0),
+                            logits[i, token] / penalty[i],
+                            logits[i, token] * penalty[i],
+                        )
 
     return penalize
 
 
 def soften(vocabulary: int):
-    """Return the TIR function (scores (b, V), temperature (b,)) -> weights (b, V)."""
+    """Return the TIR function (scores (b, V), temperature (b,)) that makes weights of the scores."""
     b = tirx.Var("b", "int64")
+    vectors, rest = _sweeps(vocabulary)
+
+    @T.inline
+    def search(scores, peak, at, i):
+        """Set peak[0] to the largest score and at[0] to its first token; NaNs are passed over."""
+        for lane in T.vectorized(WIDTH):
+            peak[lane] = T.float32("-inf")
+            at[lane] = 0
+        for step in T.serial(vocabulary // WIDTH):
+            for lane in T.vectorized(WIDTH):
+                score = T.bind(scores[i, step * WIDTH + lane])
+                at[lane] = T.Select(score > peak[lane], T.Cast("int32", step), at[lane])
+                peak[lane] = T.Select(score > peak[lane], score, peak[lane])
+        at[0] = at[0] * WIDTH
+        for lane in T.serial(1, WIDTH):
+            token = T.bind(at[lane] * WIDTH + T.Cast("int32", lane))
+            if peak[lane] > peak[0] or (peak[lane] == peak[0] and token < at[0]):
+                peak[0] = peak[lane]
+                at[0] = token
+        for v in T.serial(vocabulary // WIDTH * WIDTH, vocabulary):
+            if scores[i, v] > peak[0]:
+                peak[0] = scores[i, v]
+                at[0] = T.Cast("int32", v)
+
+    @T.inline
+    def raise_(scores, peak, temperature, i, first, steps, width):
+        for step in T.serial(steps):
+            for lane in T.vectorized(width):
+                power = T.bind(
+                    (scores[i, first + step * width + lane] - peak[0]) / temperature[i]
+                )
+                scores[i, first + step * width + lane] = T.Select(
+                    power < T.float32(EXP_LOWEST), T.float32(0), exp(power)
+                )
+
+    @T.inline
+    def clear(scores, i, first, steps, width):
+        for step in T.serial(steps):
+            for lane in T.vectorized(width):
+                scores[i, first + step * width + lane] = T.float32(0)
 
     @T.prim_func(s_tir=True, private=True)
     def soften(
         scores: T.Buffer((b, vocabulary), "float32"),
         temperature: T.Buffer((b,), "float32"),
-        weights: T.Buffer((b, vocabulary), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, OP: "sample_soften"})
         for row in T.serial(b):
@@ -71,72 +152,97 @@ def soften(vocabulary: int):
                 i = T.axis.spatial(b, row)
                 T.reads()
                 T.writes()
-                best = T.alloc_buffer((1,), "int32", scope="local")
-                best[0] = 0
-                for v in T.serial(vocabulary):
-                    if scores[i, v] > scores[i, best[0]]:
-                        best[0] = T.Cast("int32", v)
+                peak = T.alloc_buffer((WIDTH,), "float32")
+                at = T.alloc_buffer((WIDTH,), "int32")
+                search(scores, peak, at, i)
                 if temperature[i] > T.float32(0):
-                    for v in T.serial(vocabulary):
-                        weights[i, v] = T.exp((scores[i, v] - scores[i, best[0]]) / temperature[i])
+                    raise_(scores, peak, temperature, i, *vectors)
+                    raise_(scores, peak, temperature, i, *rest)
                 else:
-                    for v in T.serial(vocabulary):
-                        weights[i, v] = T.Cast("float32", T.Cast("int32", v) == best[0])
+                    clear(scores, i, *vectors)
+                    clear(scores, i, *rest)
+                    scores[i, at[0]] = T.float32(1)
 
     return soften
 
 
 def keep(vocabulary: int, by_mass: bool):
-    """Return the TIR function (weights (b, V), limit (b,)) -> weights (b, V) with the rest zero.
+    """Return the TIR function (weights (b, V), limit (b,)) that makes zeros of the weights not kept.
 
-    `by_mass`: the largest weights that together reach `limit` (float32) of the whole (top-p);
-    otherwise the `limit` (int32) largest (top-k), 0 meaning all.
+    `by_mass`: the largest weights that together reach `limit` (float32) of the whole (top-p), 1
+    meaning all; otherwise the `limit` (int32) largest (top-k), 0 meaning all.
     """
     b, dtype = tirx.Var("b", "int64"), "float32" if by_mass else "int32"
+    sums = "float64" if by_mass else "int32"
+    vectors, rest = _sweeps(vocabulary)
+    after = (vocabulary // SPAN * SPAN, vocabulary % SPAN, 1)
+    zero = tirx.const(0, sums)
 
     def part(weight):
-        return T.Cast("float64", weight) if by_mass else T.float64(1)
+        return T.Cast("float64", weight) if by_mass else T.int32(1)
+
+    def limits(limit):
+        return limit < T.float32(1) if by_mass else tirx.all(limit > 0, limit < vocabulary)
 
     def wanted(limit, total):
-        if by_mass:
-            return T.Cast("float64", limit) * total
-        return T.Cast("float64", T.if_then_else(limit > 0, limit, vocabulary))
+        return T.Cast("float64", limit) * total if by_mass else limit
+
+    @T.inline
+    def reach(reached, weights, candidate, i, first, steps, width):
+        for step in T.serial(steps):
+            for lane in T.vectorized(width):
+                weight = T.bind(weights[i, first + step * width + lane])
+                reached[lane] = reached[lane] + T.Select(
+                    T.reinterpret("int32", weight) >= candidate, part(weight), zero
+                )
+
+    @T.inline
+    def total(reached, weights, peaks, candidate, i):
+        for lane in T.vectorized(WIDTH):
+            reached[lane] = zero
+        for span in T.serial(vocabulary // SPAN):
+            if peaks[span] >= candidate:  # few spans are, of a distribution with a narrow peak
+                reach(reached, weights, candidate, i, span * SPAN, SPAN // WIDTH, WIDTH)
+        reach(reached, weights, candidate, i, *after)
+        for lane in T.serial(1, WIDTH):
+            reached[0] = reached[0] + reached[lane]
+
+    @T.inline
+    def cut(weights, threshold, i, first, steps, width):
+        for step in T.serial(steps):
+            for lane in T.vectorized(width):
+                weight = T.bind(weights[i, first + step * width + lane])
+                weights[i, first + step * width + lane] = T.Select(
+                    T.reinterpret("int32", weight) >= threshold, weight, T.float32(0)
+                )
 
     @T.prim_func(s_tir=True, private=True)
-    def keep(
-        weights: T.Buffer((b, vocabulary), "float32"),
-        limit: T.Buffer((b,), dtype),
-        kept: T.Buffer((b, vocabulary), "float32"),
-    ):
+    def keep(weights: T.Buffer((b, vocabulary), "float32"), limit: T.Buffer((b,), dtype)):
         T.func_attr({"tirx.noalias": True, OP: "sample_keep"})
         for row in T.serial(b):
             with T.sblock("keep"):
                 i = T.axis.spatial(b, row)
                 T.reads()
                 T.writes()
-                reached = T.alloc_buffer((2,), "float64", scope="local")  # of a candidate, of all
-                threshold = T.alloc_buffer((1,), "int32", scope="local")
-                reached[1] = T.float64(0)
-                for v in T.serial(vocabulary):
-                    reached[1] = reached[1] + part(weights[i, v])
-                threshold[0] = 0
-                for bit in T.serial(31):
-                    candidate = T.bind(threshold[0] | (1 << (30 - T.Cast("int32", bit))))
-                    reached[0] = T.float64(0)
-                    for v in T.serial(vocabulary):
-                        reached[0] = reached[0] + T.if_then_else(
-                            T.reinterpret("int32", weights[i, v]) >= candidate,
-                            part(weights[i, v]),
-                            T.float64(0),
-                        )
-                    if reached[0] >= wanted(limit[i], reached[1]) and reached[0] > T.float64(0):
-                        threshold[0] = candidate
-                for v in T.serial(vocabulary):
-                    kept[i, v] = T.if_then_else(
-                        T.reinterpret("int32", weights[i, v]) >= threshold[0],
-                        weights[i, v],
-                        T.float32(0),
-                    )
+                if limits(limit[i]):
+                    reached = T.alloc_buffer((WIDTH,), sums)
+                    goal = T.alloc_buffer((1,), sums)
+                    threshold = T.alloc_buffer((1,), "int32")
+                    peak = T.alloc_buffer((WIDTH,), "float32")
+                    peaks = T.alloc_buffer((vocabulary // SPAN + 1,), "int32")
+                    for span in T.serial(vocabulary // SPAN):
+                        _largest(peak, weights, i, span * SPAN)
+                        peaks[span] = T.reinterpret("int32", peak[0])
+                    total(reached, weights, peaks, 0, i)
+                    goal[0] = wanted(limit[i], reached[0])
+                    threshold[0] = 0
+                    for bit in T.serial(31):
+                        candidate = T.bind(threshold[0] | (1 << (30 - T.Cast("int32", bit))))
+                        total(reached, weights, peaks, candidate, i)
+                        if reached[0] >= goal[0] and reached[0] > zero:
+                            threshold[0] = candidate
+                    cut(weights, threshold[0], i, *vectors)
+                    cut(weights, threshold[0], i, *rest)
 
     return keep
 
@@ -157,7 +263,7 @@ def _uniform(seed, step):
 
 def draw(vocabulary: int):
     """Return the TIR function (weights (b, V), seed (b,) int64, step (b,) int32) -> tokens (b,)."""
-    b = tirx.Var("b", "int64")
+    b, spans = tirx.Var("b", "int64"), -(-vocabulary // SPAN)
 
     @T.prim_func(s_tir=True, private=True)
     def draw(
@@ -172,17 +278,33 @@ def draw(vocabulary: int):
                 i = T.axis.spatial(b, row)
                 T.reads()
                 T.writes()
-                running = T.alloc_buffer((2,), "float64", scope="local")  # target, sum so far
-                running[0] = T.float64(0)
+                starts = T.alloc_buffer((spans,), "float64")  # the sum before each
+                running = T.alloc_buffer((2,), "float64")  # target, sum so far
+                chosen = T.alloc_buffer((1,), "int32")
+                peak = T.alloc_buffer((WIDTH,), "float32")
                 running[1] = T.float64(0)
-                for v in T.serial(vocabulary):
-                    running[0] = running[0] + T.Cast("float64", weights[i, v])
-                running[0] = running[0] * _uniform(seed[i], step[i])
+                for span in T.serial(vocabulary // SPAN):
+                    _largest(peak, weights, i, span * SPAN)
+                    starts[span] = T.float64("inf")  # adding zeros changes no sum
+                    if peak[0] > T.float32(0):
+                        starts[span] = running[1]
+                        for v in T.serial(SPAN):
+                            running[1] += T.Cast("float64", weights[i, span * SPAN + v])
+                if vocabulary % SPAN > 0:
+                    starts[spans - 1] = running[1]
+                    for v in T.serial(vocabulary % SPAN):
+                        running[1] += T.Cast("float64", weights[i, (spans - 1) * SPAN + v])
+                running[0] = running[1] * _uniform(seed[i], step[i])
+                chosen[0] = 0
+                for span in T.serial(spans):
+                    if starts[span] <= running[0]:
+                        chosen[0] = T.Cast("int32", span)
+                running[1] = starts[chosen[0]]
                 tokens[i] = 0
-                for v in T.serial(vocabulary):
-                    if running[1] <= running[0] and weights[i, v] > T.float32(0):
-                        tokens[i] = T.Cast("int32", v)
-                    running[1] = running[1] + T.Cast("float64", weights[i, v])
+                for v in T.serial(T.min(SPAN, vocabulary - chosen[0] * SPAN)):
+                    if running[1] <= running[0] and weights[i, chosen[0] * SPAN + v] > T.float32(0):
+                        tokens[i] = chosen[0] * SPAN + v
+                    running[1] += T.Cast("float64", weights[i, chosen[0] * SPAN + v])
 
     return draw
 

@@ -219,8 +219,8 @@ class Session:
 
     def sample(self, logits: Array, sampling: Sampling, step: int) -> int:
         """Return the next token for logits (1, vocabulary); `step` counts the tokens drawn before."""
-        history = np.array([self.tokens or [0]], np.int32)
         penalized = len(self.tokens) if sampling.repetition_penalty != 1 else 0
+        history = np.array([self.tokens if penalized else [0]], np.int32)
         drawn = self.engine.call(
             "sample",
             logits,
