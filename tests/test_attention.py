@@ -55,6 +55,24 @@ def test_append_writes_its_slots_and_nothing_else(sizes: tuple[int, int], sequen
 
 
 @pytest.mark.parametrize("sequence", [False, True])
+def test_append_takes_values_out_of_a_stack(sequence: bool) -> None:
+    rng, (kv_heads, head_dim, start) = np.random.default_rng(5), (2, 10, 7)
+    length = np.array([13] if sequence else [0, 15, 16, 33], np.int32)
+    n, width = 21 if sequence else 4, kv_heads * head_dim
+    table = block_table(rng, len(length), 3)
+    new_keys = rng.standard_normal((n, width)).astype(np.float32)
+    stacked = rng.standard_normal((n, start + width + 3)).astype(np.float32)
+    found = cache(rng, table.size, kv_heads, head_dim)
+    expected = [array.copy() for array in found]
+    function = attention.append(kv_heads, head_dim, sequence, stacked.shape[1], start)
+    kernels.run_tir(function, *found, new_keys, stacked, table, length, 1)
+    values = stacked[:, start : start + width]
+    attention.reference_append(*expected, new_keys, values, table, length, 1, sequence)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_attend_equals_reference(heads: tuple[int, int, int], sequence: bool) -> None:
     queries_heads, kv_heads, head_dim = heads

@@ -299,9 +299,21 @@ def case_rms_norm(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     )
 
 
+def beside(s: Shape, rng: np.random.Generator, *parts: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Return the parts side by side, as a stack of linears leaves them, and where each begins."""
+    gaps = [numbers(rng, s.rows, s.seed % 3) for _ in parts]
+    columns = [array for pair in zip(gaps, parts, strict=True) for array in pair]
+    starts = np.cumsum([0, *(array.shape[1] for array in columns)])[1::2]
+    return np.concatenate(columns, axis=1), [int(start) for start in starts]
+
+
 def case_silu_mul(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     gate, up = rng.standard_normal((2, s.rows, s.inputs)).astype(np.float32) * 30
     expected = elementwise.reference_silu_mul(gate, up)
+    if s.bias:  # both in one tensor
+        both, starts = beside(s, rng, up, gate)
+        compute = lambda g: elementwise.silu_mul(g, g, s.inputs, starts[1], starts[0])
+        return Case(compute, [both], expected, tolerance=1e-5, symbolic=(0,))
     compute = lambda g, u: elementwise.silu_mul(g, u, s.inputs)
     return Case(compute, [gate, up], expected, tolerance=1e-5, symbolic=(0, 1))
 
@@ -323,9 +335,10 @@ def case_rope(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     heads = s.bits
     x = rng.standard_normal((s.rows, heads * 2 * s.inputs)).astype(np.float32)
     angles = rng.standard_normal((s.rows, 2, s.inputs)).astype(np.float32)
+    stacked, (_, start, _) = beside(s, rng, x[:, ::2], x, x[:, ::3])
     return Case(
-        lambda v, a: elementwise.rope(v, a, heads),
-        [x, angles],
+        lambda v, a: elementwise.rope(v, a, heads, start),
+        [stacked, angles],
         elementwise.reference_rope(x, angles),
         tolerance=1e-5,
         symbolic=(0, 1),
