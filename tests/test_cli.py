@@ -235,7 +235,7 @@ def test_doctor_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_targets() -> None:
     presets = result("targets")["presets"]
-    assert {"x86-avx512", "x86-avx2", "x86-64"} <= {preset["name"] for preset in presets}
+    assert {"x86-avx512", "x86-avx2", "x86-64", "arm"} <= {preset["name"] for preset in presets}
     assert sum(preset["default"] for preset in presets) <= 1
 
 
