@@ -76,6 +76,5 @@ def test_instructions_a_weight_bit(name: str, tmp_path: Path) -> None:
     steps = _lookup.PRIMITIVES["neon"].turn
     looked_up = 2 * len(form.digits) * ARM.rows // 16  # vectors of 16 bytes a step
     assert count.multiplication_free and count.loop["shuffle"] == looked_up * steps
-    assert count.loop["store"] == 0  # sums stay in registers
     bits = ARM.rows * planes.STEP * steps
     assert count.instructions_per_weight_bit(bits) <= MOST[name]
