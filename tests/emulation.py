@@ -88,7 +88,9 @@ class Program:
     ) -> list[np.ndarray]:
         """Return what a kernel computes from `arrays`, as arrays shaped `like` these."""
         operands, results = (self._folder / f"{name}.{end}" for end in ("in", "out"))
-        garbage = [np.full(a.nbytes, GARBAGE, np.uint8).view(a.dtype).reshape(a.shape) for a in like]
+        garbage = [
+            np.full(a.nbytes, GARBAGE, np.uint8).view(a.dtype).reshape(a.shape) for a in like
+        ]
         with operands.open("wb") as file:
             file.write(struct.pack("<2q", len(arrays) + len(like), len(like)))
             for array in (*arrays, *garbage):
