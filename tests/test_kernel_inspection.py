@@ -26,7 +26,8 @@ from shiftadd_tvm.files import sha256
 from shiftadd_tvm.kernel_inspection import KernelCount, count_instructions, count_library
 from shiftadd_tvm.machine_code import Code, Section
 from shiftadd_tvm.ops import planes as order
-from shiftadd_tvm.schedules.llvm import _lookup, _lookup_float
+from shiftadd_tvm.schedules.llvm._lookup import PRIMITIVES
+from shiftadd_tvm.schedules.llvm._lookup_float import LOOKUPS
 
 for library in ("iced_x86", "capstone", "elftools"):
     pytest.importorskip(library)
@@ -118,9 +119,9 @@ def test_the_look_up_of_every_preset(preset: str, op: str, tmp_path: Path) -> No
     count = count_instructions(tmp_path / "lut.o", op)
     assert count.multiplication_free and count.whole["multiply"] == 0
     assert count.loop["add"] > 0 and count.loaded_bytes > 0
-    vector = _lookup_float.LOOKUPS if op == "lut_float_query" else _lookup.PRIMITIVES
-    if target.isa in vector:  # the loop is that of the look-ups
-        assert count.loop["shuffle"] >= (4 if op != "lut_float_query" else 8)
+    floats = op == "lut_float_query"
+    if target.isa in (LOOKUPS if floats else PRIMITIVES):  # the loop is that of the look-ups
+        assert count.loop["shuffle"] >= (8 if floats else 4)
     bits = target.rows * order.STEP  # of one step at least
     assert 0 < count.instructions_per_weight_bit(bits) == count.instructions / bits
 

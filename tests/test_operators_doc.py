@@ -28,7 +28,7 @@ def test_every_operator_is_described() -> None:
 
 
 def test_row_blocks_and_lanes_are_those_of_the_presets() -> None:
-    stated = re.findall(r"^\| `(arm|x86[\w-]+)` \| (\d+) \| (\d+) \|$", TEXT, re.MULTILINE)
+    stated = re.findall(r"^\| `([\w-]+)` \| (\d+) \| (\d+) \|$", TEXT, re.MULTILINE)
     presets = backend.presets().values()
     assert stated == [(preset.name, str(preset.rows), str(preset.lanes)) for preset in presets]
     assert all(preset.order == f"bytes-rows{preset.rows}" for preset in presets)

@@ -24,6 +24,19 @@ ONE_HOT = '== T.Cast("uint32", v_entry)'  # [index == entry], which no schedule 
 # What a multiply of vectors looks like, including dot products.
 MULTIPLY = re.compile(r"^v?(mul[sp][sd]|fn?m(add|sub)\w*|dp\w+|pmadd\w*|pmul\w+|pdp\w+)$")
 
+# The same of aarch64, on vector registers: general ones multiply for addresses.
+ARM_MULTIPLY = re.compile(r"^(f?n?m(ul|la|ls|add|sub)\w*|sqr?dmul\w*|[su](dot|mull|mlal|mlsl)2?)$")
+VECTORS = re.compile(r"\b[vqds]\d+\b")
+
+
+def multiplies(preset: str, found: list[tuple[str, str]]) -> list[str]:
+    """Return the instructions that multiply vectors."""
+    if backend.load(preset).machine == "x86_64":
+        return [mnemonic for mnemonic, _ in found if MULTIPLY.match(mnemonic)]
+    arm = [mnemonic for mnemonic, o in found if VECTORS.search(o)]
+    assert len(arm) > 50
+    return [mnemonic for mnemonic in arm if ARM_MULTIPLY.match(mnemonic)]
+
 
 def query_module(
     preset: str, shape: test_ops.Shape = SHAPE, op: str = "lut_query"
@@ -87,7 +100,7 @@ def test_look_ups_multiply_nothing(preset: str, name: str) -> None:
     # compiled for the target, so it needs no such processor
     op, shape = FORMATS[name]
     found = instructions(preset, shape, op)
-    assert not [mnemonic for mnemonic, _ in found if MULTIPLY.match(mnemonic)]
+    assert not multiplies(preset, found)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -109,6 +122,12 @@ def test_look_ups_shuffle_registers(preset: str, register: str, name: str) -> No
 
 
 def test_the_detector_sees_multiplies() -> None:
+    for preset in LLVM:
+        assert multiplies(preset, instructions(preset, op="gemm_planes")), preset
+    for name in ("fmul", "fmla", "fnmsub", "fmadd", "mul", "mla", "sdot", "umull2", "smlal"):
+        assert ARM_MULTIPLY.match(name), name
+    for name in ("fadd", "tbl", "uaddl", "add", "uzp1", "fmov", "movi", "uaddw2"):
+        assert not ARM_MULTIPLY.match(name), name
     for name in (
         "vmulps",
         "mulss",
