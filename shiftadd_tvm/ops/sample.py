@@ -97,49 +97,50 @@ def penalize(vocabulary: int):
     return penalize
 
 
+@T.inline
+def _search(scores, peak, at, i, vocabulary):
+    """Set peak[0] to the largest score and at[0] to its first token; NaNs are passed over."""
+    for lane in T.vectorized(WIDTH):
+        peak[lane] = T.float32("-inf")
+        at[lane] = 0
+    for step in T.serial(vocabulary // WIDTH):
+        for lane in T.vectorized(WIDTH):
+            score = T.bind(scores[i, step * WIDTH + lane])
+            at[lane] = T.Select(score > peak[lane], T.Cast("int32", step), at[lane])
+            peak[lane] = T.Select(score > peak[lane], score, peak[lane])
+    at[0] = at[0] * WIDTH
+    for lane in T.serial(1, WIDTH):
+        token = T.bind(at[lane] * WIDTH + T.Cast("int32", lane))
+        if peak[lane] > peak[0] or (peak[lane] == peak[0] and token < at[0]):
+            peak[0] = peak[lane]
+            at[0] = token
+    for v in T.serial(vocabulary // WIDTH * WIDTH, vocabulary):
+        if scores[i, v] > peak[0]:
+            peak[0] = scores[i, v]
+            at[0] = T.Cast("int32", v)
+
+
+@T.inline
+def _raise(scores, peak, temperature, i, first, steps, width):
+    for step in T.serial(steps):
+        for lane in T.vectorized(width):
+            power = T.bind((scores[i, first + step * width + lane] - peak[0]) / temperature[i])
+            scores[i, first + step * width + lane] = T.Select(
+                power < T.float32(EXP_LOWEST), T.float32(0), exp(power)
+            )
+
+
+@T.inline
+def _clear(scores, i, first, steps, width):
+    for step in T.serial(steps):
+        for lane in T.vectorized(width):
+            scores[i, first + step * width + lane] = T.float32(0)
+
+
 def soften(vocabulary: int):
     """Return the TIR function (scores (b, V), temperature (b,)) that makes weights of the scores."""
     b = tirx.Var("b", "int64")
     vectors, rest = _sweeps(vocabulary)
-
-    @T.inline
-    def search(scores, peak, at, i):
-        """Set peak[0] to the largest score and at[0] to its first token; NaNs are passed over."""
-        for lane in T.vectorized(WIDTH):
-            peak[lane] = T.float32("-inf")
-            at[lane] = 0
-        for step in T.serial(vocabulary // WIDTH):
-            for lane in T.vectorized(WIDTH):
-                score = T.bind(scores[i, step * WIDTH + lane])
-                at[lane] = T.Select(score > peak[lane], T.Cast("int32", step), at[lane])
-                peak[lane] = T.Select(score > peak[lane], score, peak[lane])
-        at[0] = at[0] * WIDTH
-        for lane in T.serial(1, WIDTH):
-            token = T.bind(at[lane] * WIDTH + T.Cast("int32", lane))
-            if peak[lane] > peak[0] or (peak[lane] == peak[0] and token < at[0]):
-                peak[0] = peak[lane]
-                at[0] = token
-        for v in T.serial(vocabulary // WIDTH * WIDTH, vocabulary):
-            if scores[i, v] > peak[0]:
-                peak[0] = scores[i, v]
-                at[0] = T.Cast("int32", v)
-
-    @T.inline
-    def raise_(scores, peak, temperature, i, first, steps, width):
-        for step in T.serial(steps):
-            for lane in T.vectorized(width):
-                power = T.bind(
-                    (scores[i, first + step * width + lane] - peak[0]) / temperature[i]
-                )
-                scores[i, first + step * width + lane] = T.Select(
-                    power < T.float32(EXP_LOWEST), T.float32(0), exp(power)
-                )
-
-    @T.inline
-    def clear(scores, i, first, steps, width):
-        for step in T.serial(steps):
-            for lane in T.vectorized(width):
-                scores[i, first + step * width + lane] = T.float32(0)
 
     @T.prim_func(s_tir=True, private=True)
     def soften(
@@ -154,38 +155,45 @@ def soften(vocabulary: int):
                 T.writes()
                 peak = T.alloc_buffer((WIDTH,), "float32")
                 at = T.alloc_buffer((WIDTH,), "int32")
-                search(scores, peak, at, i)
+                _search(scores, peak, at, i, vocabulary)
                 if temperature[i] > T.float32(0):
-                    raise_(scores, peak, temperature, i, *vectors)
-                    raise_(scores, peak, temperature, i, *rest)
+                    _raise(scores, peak, temperature, i, *vectors)
+                    _raise(scores, peak, temperature, i, *rest)
                 else:
-                    clear(scores, i, *vectors)
-                    clear(scores, i, *rest)
+                    _clear(scores, i, *vectors)
+                    _clear(scores, i, *rest)
                     scores[i, at[0]] = T.float32(1)
 
     return soften
 
 
-def keep(vocabulary: int, by_mass: bool):
-    """Return the TIR function (weights (b, V), limit (b,)) that makes zeros of the weights not kept.
+@T.inline
+def _cut(weights, threshold, i, first, steps, width):
+    for step in T.serial(steps):
+        for lane in T.vectorized(width):
+            weight = T.bind(weights[i, first + step * width + lane])
+            weights[i, first + step * width + lane] = T.Select(
+                T.reinterpret("int32", weight) >= threshold, weight, T.float32(0)
+            )
 
-    `by_mass`: the largest weights that together reach `limit` (float32) of the whole (top-p), 1
-    meaning all; otherwise the `limit` (int32) largest (top-k), 0 meaning all.
-    """
-    b, dtype = tirx.Var("b", "int64"), "float32" if by_mass else "int32"
-    sums = "float64" if by_mass else "int32"
-    vectors, rest = _sweeps(vocabulary)
+
+@T.inline
+def _peaks(peaks, weights, i, spans):
+    """Set the bits of the largest weight of each span."""
+    peak = T.alloc_buffer((WIDTH,), "float32")
+    for span in T.serial(spans):
+        _largest(peak, weights, i, span * SPAN)
+        peaks[span] = T.reinterpret("int32", peak[0])
+
+
+def _total(vocabulary: int, sums: str):
+    """Return how to set reached[0] to the sum (float64) or count (int32) of a row's weights whose bits
+    are at least `candidate`."""
     after = (vocabulary // SPAN * SPAN, vocabulary % SPAN, 1)
     zero = tirx.const(0, sums)
 
     def part(weight):
-        return T.Cast("float64", weight) if by_mass else T.int32(1)
-
-    def limits(limit):
-        return limit < T.float32(1) if by_mass else tirx.all(limit > 0, limit < vocabulary)
-
-    def wanted(limit, total):
-        return T.Cast("float64", limit) * total if by_mass else limit
+        return T.Cast("float64", weight) if sums == "float64" else T.int32(1)
 
     @T.inline
     def reach(reached, weights, candidate, i, first, steps, width):
@@ -207,14 +215,25 @@ def keep(vocabulary: int, by_mass: bool):
         for lane in T.serial(1, WIDTH):
             reached[0] = reached[0] + reached[lane]
 
-    @T.inline
-    def cut(weights, threshold, i, first, steps, width):
-        for step in T.serial(steps):
-            for lane in T.vectorized(width):
-                weight = T.bind(weights[i, first + step * width + lane])
-                weights[i, first + step * width + lane] = T.Select(
-                    T.reinterpret("int32", weight) >= threshold, weight, T.float32(0)
-                )
+    return total
+
+
+def keep(vocabulary: int, by_mass: bool):
+    """Return the TIR function (weights (b, V), limit (b,)) that makes zeros of the weights not kept.
+
+    `by_mass`: the largest weights that together reach `limit` (float32) of the whole (top-p), 1
+    meaning all; otherwise the `limit` (int32) largest (top-k), 0 meaning all.
+    """
+    b, dtype = tirx.Var("b", "int64"), "float32" if by_mass else "int32"
+    sums = "float64" if by_mass else "int32"
+    vectors, rest = _sweeps(vocabulary)
+    total, zero = _total(vocabulary, sums), tirx.const(0, sums)
+
+    def limits(limit):
+        return limit < T.float32(1) if by_mass else tirx.all(limit > 0, limit < vocabulary)
+
+    def wanted(limit, total):
+        return T.Cast("float64", limit) * total if by_mass else limit
 
     @T.prim_func(s_tir=True, private=True)
     def keep(weights: T.Buffer((b, vocabulary), "float32"), limit: T.Buffer((b,), dtype)):
@@ -228,11 +247,8 @@ def keep(vocabulary: int, by_mass: bool):
                     reached = T.alloc_buffer((WIDTH,), sums)
                     goal = T.alloc_buffer((1,), sums)
                     threshold = T.alloc_buffer((1,), "int32")
-                    peak = T.alloc_buffer((WIDTH,), "float32")
                     peaks = T.alloc_buffer((vocabulary // SPAN + 1,), "int32")
-                    for span in T.serial(vocabulary // SPAN):
-                        _largest(peak, weights, i, span * SPAN)
-                        peaks[span] = T.reinterpret("int32", peak[0])
+                    _peaks(peaks, weights, i, vocabulary // SPAN)
                     total(reached, weights, peaks, 0, i)
                     goal[0] = wanted(limit[i], reached[0])
                     threshold[0] = 0
@@ -241,8 +257,8 @@ def keep(vocabulary: int, by_mass: bool):
                         total(reached, weights, peaks, candidate, i)
                         if reached[0] >= goal[0] and reached[0] > zero:
                             threshold[0] = candidate
-                    cut(weights, threshold[0], i, *vectors)
-                    cut(weights, threshold[0], i, *rest)
+                    _cut(weights, threshold[0], i, *vectors)
+                    _cut(weights, threshold[0], i, *rest)
 
     return keep
 
