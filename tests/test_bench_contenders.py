@@ -57,7 +57,7 @@ def test_a_probe_reads_nearly_all_of_its_buffer() -> None:
 @pytest.mark.parametrize("shape", [(40, 64), (48, 264)])
 @pytest.mark.parametrize("bits", [1, 3])
 def test_the_operator_that_is_timed_is_right(shape: tuple[int, int], bits: int) -> None:
-    cold = kernel_bench.ColdLinears(shape, bits, backend.load(PRESETS[0]), 120_000)
+    cold = kernel_bench.ColdLinears(shape, bits, backend.load(PRESETS[0]), 120_000, "int16")
     model = kernel_bench.linear_model(*shape, bits, cold.count)
     x = np.random.default_rng(0).standard_normal((1, shape[1]))
     names = [name for name in model.linears() if name.endswith(kernel_bench.LINEAR)]
@@ -70,9 +70,9 @@ def test_the_operator_that_is_timed_is_right(shape: tuple[int, int], bits: int) 
 
 
 def test_the_weights_that_are_timed_are_cold_and_counted() -> None:
-    cold = kernel_bench.ColdLinears((40, 64), 2, backend.load(PRESETS[0]), 120_000)
+    cold = kernel_bench.ColdLinears((40, 64), 2, backend.load(PRESETS[0]), 120_000, "int16")
     model = kernel_bench.linear_model(40, 64, 2, 1)
-    found = kernel_bench.parameters(model, backend.load(PRESETS[0]).lanes)
+    _, found = kernel_bench.linear_parameters(model, backend.load(PRESETS[0]), "int16")
     assert cold.nbytes == sum(p.read().nbytes for p in found)
     assert cold.nbytes * cold.count * len(cold._sets) >= 120_000
 
