@@ -14,8 +14,8 @@ Bytes, canonical and target-neutral (K8 = ceil(K / 8), ceil everywhere):
 
     planes        U8 (bits, N, K8)   bit t, least significant first, of byte j is input 8 j + t;
                                      1 means +1; bits past K are 0
-    row_terms     U8 (N, <=2)        r: separable only, term bytes
-    column_terms  U8 (K, <=2)        s: separable only; stored once for linears that share an input
+    row_terms     U8 (N, <=3)        r: separable only, term bytes
+    column_terms  U8 (K, <=3)        s: separable only; stored once for linears that share an input
     plane_terms   U8 (bits, <=3)     c: separable only
     block_terms   U8 (bits, N / rows, K / columns, <=3)   a: block layout only
     signs         U8 (K8)            D, packed as the planes are; stored once for a shared input
@@ -30,7 +30,7 @@ import numpy as np
 from shiftadd_tvm.powers import decode_terms
 
 MAX_BITS = 4
-MAX_TERMS = {"row_terms": 2, "column_terms": 2, "plane_terms": 3, "block_terms": 3}
+MAX_TERMS = {"row_terms": 3, "column_terms": 3, "plane_terms": 3, "block_terms": 3}
 
 Array = np.ndarray
 
@@ -45,7 +45,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class SeparableScales:
-    """Term bytes of r (N, <=2), s (K, <=2) and c (bits, <=3)."""
+    """Term bytes of r (N, <=3), s (K, <=3) and c (bits, <=3)."""
 
     row_terms: Array
     column_terms: Array

@@ -74,7 +74,7 @@ def bench(
         if kernel:
             fields = workflow.bench_kernels(
                 kernels.parse_shapes(shape) if shape else str(synthetic),
-                options.parse_bits(bits),
+                options.parse_whole_bits(bits),
                 target=target,
                 threads=threads or 1,
                 baselines=baselines,
@@ -87,7 +87,7 @@ def bench(
             assert artifact is not None
             fields = workflow.bench(artifact, request, progress=progress)
         else:
-            whole = options.parse_bits(bits)
+            whole = options.parse_whole_bits(bits)
             fields = workflow.bench_synthetic(
                 synthetic, whole, request, target=target, progress=progress
             )

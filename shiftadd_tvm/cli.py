@@ -48,8 +48,32 @@ def _root(
 def quantize(
     source: options.Source,
     output: options.Output = None,
-    bits: Annotated[str, typer.Option(metavar="B", help="Bits per weight: 1, 2, 3 or 4.")] = "4",
-    method: Annotated[str, typer.Option(metavar="NAME", help="Quantizer.")] = "alternating",
+    bits: Annotated[
+        str, typer.Option(metavar="B", help="Bits per weight, 1 to 4, or an average such as 2.2.")
+    ] = "4",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Quantizer: shiftadd (calibrated) or alternating (data-free); default: shiftadd "
+            "where scales are separable.",
+        ),
+    ] = None,
+    effort: options.Effort = "normal",
+    mixed: Annotated[
+        bool, typer.Option("--mixed/--uniform", help="Give each linear its own bits, or all the same.")
+    ] = True,
+    calib: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Calibration text, .txt or .jsonl; without it the model writes its own.",
+        ),
+    ] = None,
+    calib_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Tokens of calibration; default: by the effort."),
+    ] = None,
     scales: Annotated[
         str,
         typer.Option(
@@ -79,7 +103,11 @@ def quantize(
     console = Console(json=json, quiet=quiet, verbose=verbose)
     settings = workflow.make_settings(
         bits=options.parse_bits(bits),
-        method=method,
+        method=method or ("shiftadd" if scales == "separable" else "alternating"),
+        effort=effort,
+        mixed=mixed,
+        calibration_text=None if calib is None else str(calib),
+        calibration_tokens=calib_tokens,
         scale_format=scales,
         embedding_bits=embedding_bits,
         seed=seed,

@@ -34,7 +34,7 @@ def prompt_ids(tokenizer: bytes | None, vocabulary: int) -> Array:
     if tokenizer is None:
         generator = np.random.Generator(np.random.PCG64(SEED))
         return generator.integers(0, vocabulary, (len(PROMPTS), TOKENS), dtype=np.int32)
-    encoder = _open_tokenizer(tokenizer)
+    encoder = open_tokenizer(tokenizer)
     encoded = [encoder.encode(text, add_special_tokens=False).ids for text in PROMPTS]
     ids = np.array([np.resize(row or [0], TOKENS) for row in encoded], np.int32)
     if ids.max() >= vocabulary:
@@ -64,7 +64,8 @@ def compute(packed: PackedModel, tokenizer: bytes | None) -> Golden:
     return Golden(ids, logits.reshape(*ids.shape, -1))
 
 
-def _open_tokenizer(text: bytes) -> tokenizers.Tokenizer:
+def open_tokenizer(text: bytes) -> tokenizers.Tokenizer:
+    """Return the tokenizer of a tokenizer.json."""
     try:
         return tokenizers.Tokenizer.from_str(text.decode("utf-8"))
     except Exception as error:  # noqa: BLE001  the library raises nothing narrower

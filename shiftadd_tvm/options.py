@@ -8,19 +8,22 @@ import typer
 from shiftadd_tvm.errors import UsageError
 
 
-def parse_bits(text: str) -> int:
-    """Return whole bits; an average such as 2.2 gets its own sentence."""
+def parse_bits(text: str) -> float:
+    """Return bits per weight, whole or an average such as 2.2."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if 1 <= value <= 4 and value != int(value):
-        raise UsageError(
-            f"--bits is {text}: an average of different bits per layer needs the calibrated "
-            "quantizer, which this version does not have; give 1, 2, 3 or 4."
-        )
-    if value not in (1, 2, 3, 4):
-        raise UsageError(f"--bits is {text}, expected 1, 2, 3 or 4.")
+    if not 1 <= value <= 4:
+        raise UsageError(f"--bits is {text}, expected a number from 1 to 4, such as 3 or 2.2.")
+    return value
+
+
+def parse_whole_bits(text: str) -> int:
+    """Return whole bits per weight."""
+    value = parse_bits(text)
+    if value % 1:
+        raise UsageError(f"--bits is {text}, expected 1, 2, 3 or 4: this model is not calibrated.")
     return int(value)
 
 
@@ -56,6 +59,10 @@ Activations = Annotated[
     typer.Option(
         help="How look-ups hold activations: 13-bit whole numbers, 7-bit ones, or as they are."
     ),
+]
+Effort = Annotated[
+    Literal["fast", "normal", "best"],
+    typer.Option(help="How much work calibration and tuning may take."),
 ]
 Output = Annotated[
     Path | None,

@@ -64,8 +64,13 @@ def make_layout(decoder: Decoder, settings: QuantizeSettings) -> Layout:
     )
 
 
-def write_config(layout: Layout, settings: QuantizeSettings) -> dict[str, object]:
-    """Return the quantization_config of what `settings` made."""
+def write_config(
+    layout: Layout, settings: QuantizeSettings, calibration: dict[str, object] | None = None
+) -> dict[str, object]:
+    """Return the quantization_config of what `settings` made from the `calibration` data."""
+    made_by: dict[str, object] = {"name": settings.method, "rounds": settings.rounds}
+    if settings.calibrated:
+        made_by = {"name": settings.method, "effort": settings.effort, "mixed": settings.mixed}
     scales: dict[str, object] = {"format": layout.scale_format}
     if layout.scale_format != "separable":
         scales |= {"rows": layout.rows, "columns": layout.columns}
@@ -80,8 +85,8 @@ def write_config(layout: Layout, settings: QuantizeSettings) -> dict[str, object
         "terms": layout.terms,
         "rotation": rotation if settings.max_rotation else None,
         "shared_input_groups": _shared_groups(layout.decoder),
-        "calibration": None,
-        "method": {"name": settings.method, "rounds": settings.rounds},
+        "calibration": calibration,
+        "method": made_by,
         "embedding_bits": layout.embedding_bits,
         "modules_to_not_convert": [layout.decoder.head],
     }

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shiftadd_tvm import cpu, families, golden, packed_config, packed_writer
+from shiftadd_tvm import cpu, families, golden, packed_config, packed_writer, tuned_shards
 from shiftadd_tvm.bcq import BCQWeight
+from shiftadd_tvm.calibrated import Calibrated
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.dequantized import dequantize_rows
@@ -29,11 +30,14 @@ from shiftadd_tvm.packed_layout import Layout
 from shiftadd_tvm.packed_writer import Tensors
 from shiftadd_tvm.resume import FinishedShards
 from shiftadd_tvm.settings import QuantizeSettings
+from shiftadd_tvm.statistics_store import StatisticsStore
 from shiftadd_tvm.tensorfile import DTYPES, from_float32
 
 Array = np.ndarray
+Quantized = tuple[BCQWeight, float | None]  # and its relative output error, where it is known
 Progress = Callable[[int, int, str], None]  # weights done, weights in all, what is being done
 
+STATISTICS = "calibration"  # folder of what calibration measures, until the model is written
 BENIGN = ("rotary_emb.inv_freq",)  # tensors of old checkpoints that nothing needs
 MAX_MAGNITUDE = 2.0**100  # beyond it a sum of squares or an exponent would overflow
 _PIECE = 1 << 22  # values that are converted at a time
@@ -78,7 +82,7 @@ def plan(source: str | Path | Checkpoint, settings: QuantizeSettings) -> dict[st
         "layers": [
             {"name": n, "bits": layout.bits[n], "shape": list(s)} for n, s in linears.items()
         ],
-        "nominal_bits": layout.nominal_bits(),
+        "nominal_bits": settings.bits if settings.allocates else layout.nominal_bits(),
         "effective_bits": layout.effective_bits(),
         "linear_bytes": layout.linear_bytes(),
         "estimated_bytes": layout.linear_bytes() + layout.plain_bytes(dtypes),
@@ -106,13 +110,15 @@ def quantize(
     golden.check_config(checkpoint.config)
     with staged(Path(output), GOLDEN, force=force, keep_on_failure=True) as folder:
         run = _Run(checkpoint, layout, settings, folder, resume, progress or _silent)
+        run.calibrate()
         layers = run.write_shards()
+        run.tune()
         run.finish()
     seconds = time.perf_counter() - begin
     return QuantizeReport(
-        effective_bits=layout.effective_bits(),
-        nominal_bits=layout.nominal_bits(),
-        linear_bytes=layout.linear_bytes(),
+        effective_bits=run.layout.effective_bits(),
+        nominal_bits=run.layout.nominal_bits(),
+        linear_bytes=run.layout.linear_bytes(),
         layers=layers,
         seconds=seconds,
         peak_memory_bytes=cpu.peak_memory(),
@@ -162,7 +168,6 @@ class _Run:
         self.checkpoint, self.layout, self.settings = checkpoint, layout, settings
         self.folder, self.progress = folder, progress
         self.decoder = layout.decoder
-        self.method = importlib.import_module(f"shiftadd_tvm.quantizers.{settings.method}")
         count = self.decoder.layers + 1
         self.shards = [packed_writer.shard_name(index, count) for index in range(count)]
         identity: dict[str, object] = {
@@ -173,6 +178,27 @@ class _Run:
         self.source_hash = identity["source"]
         self.finished = FinishedShards(folder, identity, resume)
         self.done = 0
+        self.calibrated: Calibrated | None = None
+        self.description: dict[str, object] | None = None
+
+    def calibrate(self) -> None:
+        """Run the model on text and choose bits, if the method does; else nothing."""
+        if not self.settings.calibrated:
+            return
+        store = StatisticsStore(self.folder / STATISTICS)
+        self.calibrated = Calibrated(
+            self.checkpoint, self.decoder, self.settings, store, self._report_stage
+        )
+        self.description = self.calibrated.measure()
+        if self.settings.allocates:
+            chosen = dataclasses.replace(
+                self.settings, bits_per_module=self.calibrated.allocate()
+            )
+            self.layout = packed_config.make_layout(self.decoder, chosen)
+
+    def _report_stage(self, share: float, what: str) -> None:
+        """Tell how far a stage is that does not go weight by weight."""
+        self.progress(int(share * self.layout.linear_weights()), self.layout.linear_weights(), what)
 
     def write_shards(self) -> list[LayerReport]:
         """Write every shard that is not finished; return the reports of all linears."""
@@ -200,15 +226,16 @@ class _Run:
         reports: list[LayerReport] = []
         for group in self.decoder.input_groups():
             if group[0].startswith(f"{block}."):
-                weights = self._quantize_group(group)
-                tensors |= packed_writer.group_tensors(group, weights)
-                reports += [self._report(*pair) for pair in zip(group, weights, strict=True)]
+                quantized = self._quantize_group(group)
+                tensors |= packed_writer.group_tensors(group, [weight for weight, _ in quantized])
+                pairs = zip(group, quantized, strict=True)
+                reports += [self._report(linear, *one) for linear, one in pairs]
         for name in self.layout.plain_shapes():
             if name.startswith(f"{block}."):
                 tensors[name] = self._plain_tensor(name)
         return tensors, reports
 
-    def _quantize_group(self, group: tuple[str, ...]) -> list[BCQWeight]:
+    def _quantize_group(self, group: tuple[str, ...]) -> list[Quantized]:
         matrices = [self.checkpoint.read(f"{linear}.weight") for linear in group]
         for linear, matrix in zip(group, matrices, strict=True):
             largest = float(max(matrix.max(), -matrix.min()))
@@ -218,14 +245,20 @@ class _Run:
                     f"{largest:.3g}, expected at most {MAX_MAGNITUDE:.3g}; get it again."
                 )
         self.progress(self.done, self.layout.linear_weights(), group[0])
-        weights: list[BCQWeight] = self.method.quantize(
-            matrices, [self.layout.bits[linear] for linear in group], self.settings
-        )
+        bits = [self.layout.bits[linear] for linear in group]
+        quantized: list[Quantized]
+        if self.calibrated:
+            quantized = [(one.weight, one.output_error) for one in self.calibrated.code(group, bits)]
+        else:
+            method = importlib.import_module(f"shiftadd_tvm.quantizers.{self.settings.method}")
+            quantized = [(one, None) for one in method.quantize(matrices, bits, self.settings)]
         self.done += sum(matrix.size for matrix in matrices)
         self.progress(self.done, self.layout.linear_weights(), group[0])
-        return weights
+        return quantized
 
-    def _report(self, linear: str, weight: BCQWeight) -> LayerReport:
+    def _report(
+        self, linear: str, weight: BCQWeight, output_error: float | None
+    ) -> LayerReport:
         outputs, inputs = weight.shape
         step = max(1, _PIECE // inputs)
         error = square = 0.0
@@ -234,7 +267,8 @@ class _Run:
             true = self.checkpoint.read_rows(f"{linear}.weight", start, stop)
             square += _square(true)
             error += _square(true - dequantize_rows(weight, start, stop))
-        return LayerReport(linear, weight.bits, error / square if square else 0.0)
+        relative = error / square if square else 0.0
+        return LayerReport(linear, weight.bits, relative, output_error)
 
     def _outer_tensors(self) -> tuple[Tensors, list[LayerReport]]:
         """Return what belongs to no block: embedding, last norm, head; there is no linear."""
@@ -266,12 +300,24 @@ class _Run:
             levels[rows], scales[rows] = packed_writer.round_embedding(values)
         return {name: ("I8", levels), f"{name}_scale": ("F32", scales)}
 
-    def finish(self) -> None:
-        """Write everything that is not a shard, the golden file last, and drop the state."""
-        config = packed_config.write_config(self.layout, self.settings)
+    def tune(self) -> None:
+        """Tune scales and norms end to end, if the method does; else nothing."""
+        if self.calibrated is None or not self.settings.amounts.steps:
+            return
+        self._write_config()
+        tuned = self.calibrated.tune(PackedModel(self.folder, golden=False))
+        for shard in self.shards:
+            tuned_shards.rewrite(self.folder / shard, tuned, self.layout)
+
+    def _write_config(self) -> None:
+        config = packed_config.write_config(self.layout, self.settings, self.description)
         config["source"] = self.source_hash
         packed_writer.write_config(self.folder, self.checkpoint.config, config)
         packed_writer.write_index(self.folder, self.shards)
+
+    def finish(self) -> None:
+        """Write everything that is not a shard, the golden file last, and drop the state."""
+        self._write_config()
         files = self.checkpoint.tokenizer_files()
         for name, content in files.items():
             (self.folder / name).write_bytes(content)
@@ -281,6 +327,8 @@ class _Run:
         packed_writer.write_golden(self.folder, computed)
         PackedModel(self.folder)
         self.progress(self.done, self.layout.linear_weights(), "publishing")
+        if self.calibrated:
+            StatisticsStore(self.folder / STATISTICS).remove()
         self.finished.remove_state()
 
 

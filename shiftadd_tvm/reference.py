@@ -19,11 +19,16 @@ from shiftadd_tvm import evaluation, families
 from shiftadd_tvm.errors import BadFileError
 
 Array = np.ndarray
+Arguments = dict[str, object]
 
 _BLOCK_TOKENS = 4096  # that pass through a block together: bounds the activations
 _HEAD_ROWS = 256  # whose logits exist together
 _BATCH_TOKENS = 1 << 16  # whose hidden states exist together: weights are read once for them
 _READ = 1 << 22  # weights that are read together
+
+
+class _EnteredError(Exception):
+    """The first block was reached."""
 
 
 class WeightSource(Protocol):
@@ -48,10 +53,15 @@ class ReferenceModel:
         self._kept_head: torch.Tensor | None = None
         self.model = _empty_model(source.config)
         norm = self._decoder.final_norm
-        self._load(norm)
+        self.load(norm)
         for path in self._decoder.blocks():
             block = self.model.get_submodule(path)
             block.forward = functools.partial(self._run_block, path, block.forward)
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens."""
+        return self._decoder.vocabulary
 
     @torch.inference_mode()
     def hidden(self, ids: Array, **arguments: object) -> torch.Tensor:
@@ -65,7 +75,7 @@ class ReferenceModel:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 (n, vocabulary), of a few hundred hidden rows (n, hidden)."""
-        return hidden @ self._head().T
+        return hidden @ self.head().T
 
     @torch.inference_mode()
     def score(self, windows: Array) -> Iterator[Array]:
@@ -75,7 +85,7 @@ class ReferenceModel:
         for start in range(0, len(windows), step):
             batch = windows[start : start + step]
             states = self.hidden(batch)
-            head = self._head()
+            head = self.head()
             for state, ids in zip(states, batch, strict=True):
                 yield _score_window(state, ids, head)
 
@@ -93,6 +103,42 @@ class ReferenceModel:
             margins.append((best.values[:, 0] - best.values[:, 1]).numpy())
         return np.stack(tokens, axis=1), np.stack(margins, axis=1)
 
+    @torch.no_grad()
+    def enter(self, ids: Array) -> tuple[torch.Tensor, Arguments]:
+        """Return what the first block gets for ids (B, T): hidden states, float32 (B, T, hidden),
+        and the arguments that every block is called with beside them."""
+        first = self.model.get_submodule(self._decoder.blocks()[0])
+        kept, entered = first.forward, []
+
+        def stop(hidden: torch.Tensor, **arguments: object) -> torch.Tensor:
+            entered.append((hidden, arguments))
+            raise _EnteredError
+
+        first.forward = stop
+        try:
+            self.model.base_model(inputs_embeds=self._embed(ids), use_cache=False)
+        except _EnteredError:
+            pass
+        finally:
+            first.forward = kept
+        states, arguments = entered[0]
+        return states, arguments
+
+    def run(self, block: str, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+        """Return what leaves `block` for the states (B, T, hidden) that enter it."""
+        module = self.model.get_submodule(block)
+        states: torch.Tensor = module.forward(hidden, **arguments)
+        return states
+
+    def leave(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the states after the last norm for those that leave the last block."""
+        states: torch.Tensor = self.model.get_submodule(self._decoder.final_norm)(hidden)
+        return states
+
+    def unembed(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the gradient (n, hidden) by the states for one by the logits (n, vocabulary)."""
+        return gradient @ self.head()
+
     def _embed(self, ids: Array) -> torch.Tensor:
         """Return the embedding rows of ids (B, T), float32 (B, T, hidden)."""
         unique, inverse = np.unique(ids, return_inverse=True)
@@ -100,7 +146,8 @@ class ReferenceModel:
         rows = [self._source.read_rows(name, int(i), int(i) + 1) for i in unique]
         return torch.from_numpy(np.concatenate(rows))[torch.from_numpy(inverse.reshape(ids.shape))]
 
-    def _head(self) -> torch.Tensor:
+    def head(self) -> torch.Tensor:
+        """Return the output embedding, float32 (vocabulary, hidden)."""
         if self._kept_head is not None:
             return self._kept_head
         decoder = self._decoder
@@ -120,17 +167,17 @@ class ReferenceModel:
             tensor[start:stop] = torch.from_numpy(self._source.read_rows(name, start, stop))
         return tensor
 
-    def _load(self, path: str) -> None:
-        """Give the module at `path` its weights."""
+    def load(self, path: str) -> None:
+        """Give the module at `path` the weights that it has not got yet."""
         module = self.model.get_submodule(path)
-        if not any(parameter.is_meta for parameter in module.parameters()):
-            return
-        state = {name: self._read(f"{path}.{name}") for name in module.state_dict()}
-        module.load_state_dict(state, assign=True)
+        missing = [name for name, p in module.named_parameters() if p.is_meta]
+        state = {name: self._read(f"{path}.{name}") for name in missing}
+        module.load_state_dict(state, assign=True, strict=False)
 
     @contextlib.contextmanager
-    def _loaded(self, path: str) -> Iterator[None]:
-        self._load(path)
+    def loaded(self, path: str) -> Iterator[None]:
+        """Hold the weights of the block at `path`."""
+        self.load(path)
         yield
         if not self._keep:
             self.model.get_submodule(path).to_empty(device="meta")
@@ -145,12 +192,10 @@ class ReferenceModel:
         """Run a block on a few rows of `hidden` (B, T, hidden) after the other."""
         rows = len(hidden)
         step = rows if arguments.get("use_cache") else max(1, _BLOCK_TOKENS // hidden.shape[1])
-        with self._loaded(path):
+        with self.loaded(path):
             parts = []
-            for start in range(0, rows, step):
-                part = slice(start, start + step)
-                own = {name: _of_rows(value, rows, part) for name, value in arguments.items()}
-                parts.append(forward(hidden[part], **own))
+            for part in (slice(start, start + step) for start in range(0, rows, step)):
+                parts.append(forward(hidden[part], **of_rows(arguments, rows, part)))
         return torch.cat(parts)
 
 
@@ -189,11 +234,14 @@ def _score_window(states: torch.Tensor, ids: Array, head: torch.Tensor) -> Array
     return np.concatenate(scores)
 
 
-def _of_rows(value: object, rows: int, part: slice) -> object:
-    """Return the rows `part` of what has a row for each of the batch, and the rest as it is."""
-    if isinstance(value, torch.Tensor) and value.ndim and len(value) == rows:
-        return value[part]
-    return value
+def of_rows(arguments: Arguments, rows: int, part: slice) -> Arguments:
+    """Return the arguments with rows `part` of what has a row for each of a batch of `rows`."""
+
+    def cut(value: object) -> object:
+        per_row = isinstance(value, torch.Tensor) and value.ndim and len(value) == rows
+        return value[part] if per_row else value  # type: ignore[index]
+
+    return {name: cut(value) for name, value in arguments.items()}
 
 
 def check_config(config: families.Config) -> None:

@@ -73,7 +73,8 @@ def fit(matrices: Sequence[Array], bits: Sequence[int], settings: QuantizeSettin
     column_codes = powers.round_to_terms(columns, settings.column_terms)
     fitted = []
     for matrix, matrix.rows, matrix.planes in zip(group, row_scales, plane_scales, strict=True):
-        fitted.append((_pack(matrix, columns), _encode(matrix, column_codes, settings)))
+        scales = encode(matrix.rows, column_codes, matrix.planes, matrix.exponent, settings)
+        fitted.append((_pack(matrix, columns), scales))
     return fitted
 
 
@@ -230,15 +231,16 @@ def _pack(matrix: _Matrix, columns: Array) -> Array:
     return packed
 
 
-def _encode(
-    matrix: _Matrix, column_codes: Array, settings: QuantizeSettings
+def encode(
+    rows: Array, column_codes: Array, planes: Array, exponent: int, settings: QuantizeSettings
 ) -> bcq.SeparableScales:
-    """Return the term bytes; the matrix's own exponent goes back into r and, past its range, c."""
-    rows = powers.round_to_terms(matrix.rows, settings.row_terms)
-    planes = powers.round_to_terms(matrix.planes, settings.plane_terms)
-    shift = int(np.clip(matrix.exponent, -_ROW_EXPONENT, _ROW_EXPONENT))
-    planes = _shift(planes, matrix.exponent - shift)
-    return bcq.SeparableScales(_shift(rows, shift), column_codes, planes)
+    """Return the term bytes of r, s and c; a matrix's own exponent goes into r and, past its range,
+    into c."""
+    row_codes = powers.round_to_terms(rows, settings.row_terms)
+    plane_codes = powers.round_to_terms(planes, settings.plane_terms)
+    shift = int(np.clip(exponent, -_ROW_EXPONENT, _ROW_EXPONENT))
+    plane_codes = _shift(plane_codes, exponent - shift)
+    return bcq.SeparableScales(_shift(row_codes, shift), column_codes, plane_codes)
 
 
 def _shift(codes: Array, exponent: int) -> Array:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shiftadd_tvm.bcq import MAX_BITS, MAX_TERMS
+from shiftadd_tvm.effort import EFFORTS, Effort
 from shiftadd_tvm.errors import UsageError
 
 # (rows, columns) of the blocks that share a scale when none are asked for; 0 = the whole matrix
@@ -16,32 +17,44 @@ DEFAULT_BLOCKS = {
 }
 
 
+CALIBRATED = ("shiftadd",)  # methods that run the model on text
+
+
 @dataclass(frozen=True)
 class QuantizeSettings:
     """Bits, scale format, terms, rotation and embeddings; `UsageError` when a value cannot be used.
 
     `bits_per_module` overrides `bits` for a linear, named by its whole module path or by its path
-    inside every block. `rows` and `columns` of None mean the format's default block.
+    inside every block. `rows` and `columns` of None mean the format's default block. `bits` may be an
+    average such as 2.2 for a calibrated method, which also chooses the bits of each linear where
+    `mixed` says so. `calibration_text` is a file; without one the model writes its own text.
     """
 
-    bits: int = 4
+    bits: float = 4
     bits_per_module: Mapping[str, int] = field(default_factory=dict)
     scale_format: str = "separable"
     rows: int | None = None
     columns: int | None = None
-    row_terms: int = 2
-    column_terms: int = 2
+    row_terms: int = 3
+    column_terms: int = 3
     plane_terms: int = 3
     block_terms: int = 3
-    rounds: int = 5
+    rounds: int = 5  # of the data-free method; a calibrated one has those of its effort
     max_rotation: int = 256  # 0: no rotation
     seed: int = 0
     embedding_bits: int = 16  # 16: as in the checkpoint
     method: str = "alternating"
+    effort: str = "normal"
+    mixed: bool = True
+    calibration_text: str | None = None
+    calibration_tokens: int | None = None  # None: as the effort has it
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name, bits in {"bits": self.bits, **self.bits_per_module}.items():
+        between = isinstance(self.bits, int | float) and 1 <= self.bits <= MAX_BITS
+        average = f"a number from 1 to {MAX_BITS}, whole for a method without calibration"
+        _require(between and (self.calibrated or self.bits % 1 == 0), "bits", self.bits, average)
+        for name, bits in self.bits_per_module.items():
             whole = type(bits) is int and 1 <= bits <= MAX_BITS
             _require(whole, name, bits, f"a whole number from 1 to {MAX_BITS}")
         formats = ", ".join(DEFAULT_BLOCKS)
@@ -62,6 +75,29 @@ class QuantizeSettings:
             self.max_rotation in powers, "rotation block", self.max_rotation, f"one of {powers}"
         )
         _require(self.embedding_bits in (8, 16), "embedding bits", self.embedding_bits, "8 or 16")
+        _require(self.effort in EFFORTS, "effort", self.effort, ", ".join(EFFORTS))
+        if self.calibrated:
+            only = "separable, which is what the calibrated method fits"
+            _require(self.scale_format == "separable", "scale format", self.scale_format, only)
+        tokens = self.calibration_tokens
+        _require(tokens is None or tokens > 0, "calibration tokens", tokens, "1 or more")
+
+    @property
+    def calibrated(self) -> bool:
+        """Tell whether the method runs the model on text."""
+        return self.method in CALIBRATED
+
+    @property
+    def allocates(self) -> bool:
+        """Tell whether the bits of each linear are still to be chosen."""
+        return self.calibrated and not self.bits_per_module and (
+            self.bits % 1 != 0 or (self.mixed and self.bits < MAX_BITS)
+        )
+
+    @property
+    def amounts(self) -> Effort:
+        """Return how much work a calibrated method does."""
+        return EFFORTS[self.effort]
 
     @property
     def block(self) -> tuple[int, int]:
@@ -88,7 +124,7 @@ class QuantizeSettings:
         inside = [
             bits for name, bits in self.bits_per_module.items() if linear.endswith(f".{name}")
         ]
-        return inside[0] if inside else self.bits
+        return inside[0] if inside else int(self.bits)
 
     def to_dict(self) -> dict[str, object]:
         """Return the settings as JSON types, to compare two runs by."""

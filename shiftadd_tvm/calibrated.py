@@ -1,0 +1,173 @@
+"""The stages of a calibrated quantization, in order; each goes on where an interrupted run stopped.
+
+    measure    one walk over the original model: H of every input group, its last states
+    allocate   the bits of every linear, when they differ: errors at each width, gradients, program
+    code       `quantizers/shiftadd.py`, group by group, under the H that were measured
+    tune       scales and norms of the whole model (`distillation.py`)
+
+`quantization.py` calls them; what they share lies in a `StatisticsStore`.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shiftadd_tvm import allocation, calibration, calibration_text, distillation
+from shiftadd_tvm.bcq import MAX_BITS
+from shiftadd_tvm.calibration_text import CalibrationData
+from shiftadd_tvm.checkpoint_base import Checkpoint
+from shiftadd_tvm.families import Decoder
+from shiftadd_tvm.packed import PackedModel
+from shiftadd_tvm.quantizers import shiftadd
+from shiftadd_tvm.reference import one_thread
+from shiftadd_tvm.settings import QuantizeSettings
+from shiftadd_tvm.statistics_store import StatisticsStore
+
+Array = np.ndarray
+Tensor = torch.Tensor
+Report = Callable[[float, str], None]  # share of the whole work that is done, what is being done
+
+WINDOWS, STATES, ENERGIES, COSTS = "windows.safetensors", "states.safetensors", "energies.json", "costs.json"
+_TUNING, _TUNED = "tuning.safetensors", "tuned.safetensors"
+
+
+class Calibrated:
+    """One calibrated run over a checkpoint."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        decoder: Decoder,
+        settings: QuantizeSettings,
+        store: StatisticsStore,
+        report: Report,
+    ) -> None:
+        self._checkpoint, self._decoder, self._settings = checkpoint, decoder, settings
+        self._store, self._report = store, report
+        self._blocks = decoder.blocks()
+        shapes = decoder.linear_shapes()
+        self._sizes = {
+            f"{block}.{name}": math.prod(shape)
+            for block in self._blocks
+            for name, shape in shapes.items()
+        }
+
+    def measure(self) -> dict[str, object]:
+        """Measure what is not measured yet; return the description of the data."""
+        if not self._store.has(WINDOWS):
+            self._report(0.0, "calibration text")
+            data = self._make_data()
+            self._store.put_json("data.json", data.description)
+            self._store.put_tensors(WINDOWS, {"ids": data.windows.astype(np.int32)})
+        if not self._store.has(STATES):
+            self._walk()
+        return self._store.json("data.json")
+
+    def _make_data(self) -> CalibrationData:
+        settings = self._settings
+        tokens = settings.calibration_tokens or settings.amounts.tokens
+        if settings.calibration_text is None:
+            return calibration_text.written_by(self._checkpoint, tokens, settings.seed)
+        text = calibration_text.read_text(Path(settings.calibration_text))
+        return calibration_text.from_text(self._checkpoint, text, tokens, settings.seed)
+
+    def _walk(self) -> None:
+        walk = calibration.Calibration(self._checkpoint, self._windows())
+        for index, block in enumerate(self._blocks):
+            self._report(index / len(self._blocks), f"calibration: {block}")
+            if self._store.has(self._file(block)):
+                walk.pass_through(block)
+                continue
+            moments = walk.run(block)
+            arrays = {leader: moment.numpy() for leader, moment in moments.items()}
+            self._store.put_tensors(self._file(block), arrays)
+        self._store.put_tensors(STATES, {"states": walk.finish().numpy()})
+
+    def _windows(self) -> Array:
+        return self._store.tensor(WINDOWS, "ids").astype(np.int64)
+
+    def _file(self, block: str) -> str:
+        return f"block-{self._blocks.index(block):05d}.safetensors"
+
+    def hessian(self, group: tuple[str, ...]) -> Tensor:
+        """Return H of the activation that the linears of `group` read."""
+        block = next(b for b in self._blocks if group[0].startswith(f"{b}."))
+        return torch.from_numpy(self._store.tensor(self._file(block), group[0]))
+
+    def energies(self) -> dict[str, float]:
+        """Return the mean squared gradient of the loss at the outputs of every linear."""
+        if not self._store.has(ENERGIES):
+            self._report(0.0, "gradients")
+            windows = self._windows()[: self._settings.amounts.gradient_windows]
+            self._store.put_json(ENERGIES, calibration.gradient_energies(self._checkpoint, windows))
+        return {name: float(str(value)) for name, value in self._store.json(ENERGIES).items()}
+
+    def allocate(self) -> dict[str, int]:
+        """Return the bits of every linear whose average is at most what was asked for."""
+        costs = self._costs()
+        budget = self._settings.bits * sum(self._sizes.values())
+        return allocation.allocate(costs, self._sizes, budget)
+
+    def _costs(self) -> dict[str, dict[int, float]]:
+        """Return the expected loss of every linear by its bits."""
+        energies, found = self.energies(), self._store.json(COSTS)
+        widths = _widths(self._settings.bits)
+        for index, group in enumerate(self._decoder.input_groups()):
+            if group[-1] in found:
+                continue
+            self._report(index / len(self._decoder.input_groups()), f"sensitivity: {group[0]}")
+            matrices = [self._checkpoint.read(f"{linear}.weight") for linear in group]
+            hessian = self.hessian(group)
+            powers = [_energy(matrix, hessian) for matrix in matrices]
+            errors: dict[str, dict[str, float]] = {linear: {} for linear in group}
+            with one_thread():
+                for bits in widths:
+                    coded = shiftadd.quantize(
+                        matrices, [bits] * len(group), hessian, self._settings, rounds=0
+                    )
+                    for linear, one, power in zip(group, coded, powers, strict=True):
+                        errors[linear][str(bits)] = one.output_error * power * energies[linear]
+            found |= errors
+            self._store.put_json(COSTS, found)
+        return {name: {int(b): c for b, c in by_bits.items()} for name, by_bits in found.items()}  # type: ignore[attr-defined]
+
+    def code(self, group: tuple[str, ...], bits: list[int]) -> list[shiftadd.Quantized]:
+        """Return the coded linears of a group."""
+        matrices = [self._checkpoint.read(f"{linear}.weight") for linear in group]
+        importance = None
+        if len(group) > 1:
+            energies = self.energies()
+            importance = [energies[linear] for linear in group]
+        with one_thread():
+            hessian, rounds = self.hessian(group), self._settings.amounts.rounds
+            return shiftadd.quantize(
+                matrices, bits, hessian, self._settings, importance, rounds
+            )
+
+    def tune(self, packed: PackedModel) -> dict[str, Array]:
+        """Return the tuned scales and vectors of the coded model; see `distillation.tune`."""
+        if self._store.has(_TUNED):
+            return self._store.tensors(_TUNED)
+        amounts = self._settings.amounts
+        recipe = distillation.Recipe(amounts.steps, seed=self._settings.seed)
+        teacher = torch.from_numpy(self._store.tensor(STATES, "states"))
+        note = lambda step, loss: self._report(
+            step / amounts.steps, f"tuning: step {step}, {loss:.3f} nats a token"
+        )
+        state = self._store.path(_TUNING)
+        tuned = distillation.tune(packed, self._windows(), teacher, recipe, state, note)
+        self._store.put_tensors(_TUNED, tuned)
+        return tuned
+
+
+def _widths(bits: float) -> list[int]:
+    """Return the bits that a linear may get, one more and one less than the average included."""
+    return list(range(max(1, math.floor(bits) - 1), min(MAX_BITS, math.ceil(bits) + 1) + 1))
+
+
+def _energy(matrix: Array, hessian: Tensor) -> float:
+    weights = torch.from_numpy(matrix)
+    return float(((weights @ hessian) * weights).sum())

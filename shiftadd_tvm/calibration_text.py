@@ -1,0 +1,107 @@
+"""Which tokens a model is calibrated on: windows of a text file, or of text that it writes itself.
+
+The result is token ids, int64 (windows, length), and a description that goes into the packed model:
+what the data were, how much of them and which seed, but no path.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shiftadd_tvm.checkpoint_base import Checkpoint
+from shiftadd_tvm.errors import BadFileError, UsageError
+from shiftadd_tvm.golden import open_tokenizer
+from shiftadd_tvm.reference import ReferenceModel
+
+Array = np.ndarray
+
+LENGTH = 512  # tokens of a window
+_FIRST = 4  # tokens that a written window begins with, drawn evenly from the vocabulary's first part
+_SEQUENCES = 64  # that are written together
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Token ids int64 (W, T), and what they are."""
+
+    windows: Array
+    description: dict[str, object]
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a .txt file, or of the "text" fields of a .jsonl file."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise BadFileError(f"{path} cannot be read: {reason}; give a .txt or .jsonl file.") from None
+    if path.suffix != ".jsonl":
+        return content
+    lines = [line for line in content.splitlines() if line.strip()]
+    return "\n\n".join(_text_field(path, number, line) for number, line in enumerate(lines, 1))
+
+
+def _text_field(path: Path, number: int, line: str) -> str:
+    try:
+        text = json.loads(line)["text"]
+        if isinstance(text, str):
+            return text
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise BadFileError(
+        f'{path}, line {number}: expected a JSON object with a string under "text", found '
+        f"{line[:60]!r}; mend the line or leave it out."
+    )
+
+
+def from_text(checkpoint: Checkpoint, text: str, tokens: int, seed: int) -> CalibrationData:
+    """Return `tokens` tokens of `text` in windows, drawn without replacement by `seed`."""
+    content = checkpoint.tokenizer_files().get("tokenizer.json")
+    if content is None:
+        raise UsageError(
+            f"{checkpoint.path} has no tokenizer.json, so a calibration text cannot be read; put "
+            "one beside it, or leave --calib out (the model writes its own text)."
+        )
+    ids = np.array(open_tokenizer(content).encode(text, add_special_tokens=False).ids, np.int64)
+    length = min(LENGTH, len(ids))
+    if length < 2:
+        raise UsageError("The calibration text has fewer than two tokens; give a longer one.")
+    whole = ids[: len(ids) // length * length].reshape(-1, length)
+    wanted = min(len(whole), max(1, tokens // length))
+    chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(whole))[:wanted]
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    description = {"data": "text", "sha256": digest, "tokens": int(wanted * length), "seed": seed}
+    return CalibrationData(whole[np.sort(chosen)], description)
+
+
+@torch.no_grad()
+def written_by(checkpoint: Checkpoint, tokens: int, seed: int) -> CalibrationData:
+    """Return `tokens` tokens that the model writes itself, each drawn from its own distribution.
+
+    The first few of a window are drawn evenly, so that windows differ (LLM-QAT, Liu et al. 2023).
+    """
+    import transformers
+
+    reference = ReferenceModel(checkpoint, keep=True)
+    positions = int(str(checkpoint.config.get("max_position_embeddings", LENGTH)))
+    length = min(LENGTH, positions)
+    generator = torch.Generator().manual_seed(seed)
+    written = []
+    wanted = max(1, tokens // length)
+    for start in range(0, wanted, _SEQUENCES):
+        count = min(_SEQUENCES, wanted - start)
+        ids = torch.randint(0, reference.vocabulary, (count, min(_FIRST, length)), generator=generator)
+        cache, fresh = transformers.DynamicCache(), ids
+        while ids.shape[1] < length:
+            states = reference.hidden(fresh.numpy(), use_cache=True, past_key_values=cache)
+            likely = torch.softmax(reference.logits(states[:, -1]), dim=1)
+            fresh = torch.multinomial(likely, 1, generator=generator)
+            ids = torch.cat([ids, fresh], dim=1)
+        written.append(ids)
+    windows = torch.cat(written).numpy()
+    description = {"data": "written by the model", "tokens": int(windows.size), "seed": seed}
+    return CalibrationData(windows, description)

@@ -1,0 +1,229 @@
+"""Tune what multiplies nothing: scales and norms of a coded model, end to end, against the original.
+
+The loss is KL(original || coded) of the next token's distribution, averaged over the tokens of the
+calibration windows (knowledge distillation, Hinton et al. 2015). The codes and c stay; r, s and every
+vector of the blocks and of the last norm (norm gains, biases) move, r and s on the powers of two
+that will be stored (`coded_modules.py`).
+
+The optimizer is Adam on logarithms of the scales, with a short warm-up and a cosine decay. Its state
+is small, and written every few steps, so that an interrupted run goes on to the same result.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shiftadd_tvm.coded_modules import CodedLinear, Rotated, codes_of
+from shiftadd_tvm.dequantized import DequantizedModel
+from shiftadd_tvm.packed import PackedModel
+from shiftadd_tvm.powers import decode_terms
+from shiftadd_tvm.reference import ReferenceModel
+from shiftadd_tvm.tensorfile import TensorFile, write_tensors
+
+Array = np.ndarray
+Tensor = torch.Tensor
+
+RATE = 2e-3  # of the logarithms, at its peak
+BETAS = (0.9, 0.95)
+WARM_UP = 4  # steps
+SKIP = 2  # of so many neighbouring tokens one counts in a step: neighbours say nearly the same
+_HEAD_ROWS = 256  # whose logits exist together
+_TINY = 1e-12
+_SAVE_EVERY = 10  # steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long to tune, and in what portions."""
+
+    steps: int
+    windows: int = 1  # a step
+    seed: int = 0
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015); scales move in their logarithms, vectors as they are."""
+
+    def __init__(self, scales: list[Tensor], vectors: list[Tensor]) -> None:
+        self.parameters = [*scales, *vectors]
+        self._relative = [True] * len(scales) + [False] * len(vectors)
+        self.mean = [torch.zeros_like(p) for p in self.parameters]
+        self.square = [torch.zeros_like(p) for p in self.parameters]
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Move every parameter by its gradient, which is dropped."""
+        self.steps += 1
+        corrections = [1 - beta**self.steps for beta in BETAS]
+        rows = zip(self.parameters, self._relative, self.mean, self.square, strict=True)
+        for parameter, relative, mean, square in rows:
+            assert parameter.grad is not None
+            slope = parameter.grad * parameter if relative else parameter.grad
+            mean.lerp_(slope, 1 - BETAS[0])
+            square.lerp_(slope.square(), 1 - BETAS[1])
+            move = (mean / corrections[0]) / ((square / corrections[1]).sqrt() + _TINY) * rate
+            if relative:
+                parameter.mul_(torch.exp(-move))
+            else:
+                parameter.sub_(move)
+            parameter.grad = None
+
+
+def divergence(student: Tensor, teacher: Tensor, head: Tensor) -> tuple[float, Tensor]:
+    """Return the mean KL of states (n, hidden) against the original's, and its gradient."""
+    gradient, total = torch.empty_like(student), 0.0
+    for start in range(0, len(student), _HEAD_ROWS):
+        part = slice(start, start + _HEAD_ROWS)
+        found = torch.log_softmax(student[part] @ head.T, 1)
+        wanted = torch.log_softmax(teacher[part] @ head.T, 1)
+        likely = wanted.exp()
+        total += float((likely * (wanted - found)).sum())
+        gradient[part] = found.exp_().sub_(likely) @ head
+    return total / len(student), gradient / len(student)
+
+
+def schedule(recipe: Recipe, windows: int) -> Iterator[tuple[int, Array, float]]:
+    """Yield step, the indices of its windows, and the rate."""
+    order = np.random.Generator(np.random.PCG64(recipe.seed)).permutation(windows)
+    for step in range(recipe.steps):
+        first = step * recipe.windows
+        chosen = order[np.arange(first, first + recipe.windows) % windows]
+        decay = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+        yield step, chosen, RATE * min(1.0, (step + 1) / WARM_UP) * decay
+
+
+class Student:
+    """A packed model with separable scales, ready to be tuned; it is kept in memory whole."""
+
+    def __init__(self, packed: PackedModel) -> None:
+        self._reference = ReferenceModel(DequantizedModel(packed), keep=True)
+        self._decoder, self._packed = packed.decoder, packed
+        self.rotated: dict[str, Rotated] = {}  # by the group's leader
+        self.linears: dict[str, CodedLinear] = {}
+        for group in self._decoder.input_groups():
+            self._replace(group)
+        for block in self._decoder.blocks():
+            self._reference.load(block)
+        self._reference.load(self._decoder.final_norm)
+        self.vectors = self._find_vectors()
+        self.head = self._reference.head()
+
+    def _replace(self, group: tuple[str, ...]) -> None:
+        """Put coded modules in the place of the linears of `group`."""
+        for path in group:
+            weight = self._packed.weight(path)
+            scales = weight.scales
+            if path == group[0]:
+                columns = torch.from_numpy(decode_terms(scales.column_terms))
+                terms = scales.column_terms.shape[1]
+                self.rotated[path] = Rotated(weight.rotation, columns, terms)
+            bias = self._packed.read(f"{path}.bias") if self._has_bias(path) else None
+            self.linears[path] = CodedLinear(
+                codes_of(weight),
+                torch.from_numpy(decode_terms(scales.row_terms)),
+                self.rotated[group[0]],
+                scales.row_terms.shape[1],
+                None if bias is None else torch.from_numpy(bias),
+            )
+            self._reference.model.set_submodule(path, self.linears[path])
+
+    def _has_bias(self, path: str) -> bool:
+        return f"{path}.bias" in self._decoder.tensor_shapes()
+
+    def _find_vectors(self) -> dict[str, Tensor]:
+        """Return every one-dimensional tensor of the blocks and the last norm, by its name."""
+        blocks = tuple(f"{path}." for path in (*self._decoder.blocks(), self._decoder.final_norm))
+        shapes = self._decoder.tensor_shapes()
+        names = [n for n, shape in shapes.items() if len(shape) == 1 and n.startswith(blocks)]
+        return {name: self._reference.model.get_parameter(name) for name in names}
+
+    def parameters(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return scales and vectors by the names under which a state holds them."""
+        scales = {f"{path}.columns": r.columns for path, r in self.rotated.items()}
+        scales |= {f"{path}.rows": linear.rows for path, linear in self.linears.items()}
+        return scales, self.vectors
+
+    def states(self, windows: Array) -> Tensor:
+        """Return the states after the last norm, float32 (W, T, hidden), with their graph."""
+        hidden, arguments = self._reference.enter(windows)
+        for block in self._decoder.blocks():
+            hidden = self._reference.run(block, hidden, arguments)
+        states = self._reference.leave(hidden)
+        for rotated in self.rotated.values():
+            rotated.forget()
+        return states
+
+
+def tune(
+    packed: PackedModel,
+    windows: Array,
+    teacher: Tensor,
+    recipe: Recipe,
+    state: Path,
+    progress: Callable[[int, float], None],
+) -> dict[str, Array]:
+    """Return the tuned scales and vectors, float32, by name: `<leader>.columns`, `<linear>.rows` and
+    the vectors' own.
+
+    `windows` are token ids, int64 (W, T), `teacher` the original's states on them, float32
+    (W, T, hidden). `state` is a file by which an interrupted run goes on. `progress` gets the steps
+    that are done and the divergence of the last one, in nats a token.
+    """
+    student = Student(packed)
+    scales, vectors = student.parameters()
+    for parameter in vectors.values():
+        parameter.requires_grad_()
+    optimizer = Adam(list(scales.values()), list(vectors.values()))
+    names = [*scales, *vectors]
+    _read_state(state, names, optimizer)
+    for step, chosen, rate in schedule(recipe, len(windows)):
+        if step < optimizer.steps:
+            continue
+        loss = _accumulate(student, windows[chosen], teacher[chosen], step % SKIP)
+        optimizer.step(rate)
+        progress(step + 1, loss)
+        if (step + 1) % _SAVE_EVERY == 0:
+            _write_state(state, names, optimizer)
+    return {n: p.detach().numpy() for n, p in zip(names, optimizer.parameters, strict=True)}
+
+
+def _accumulate(student: Student, windows: Array, teacher: Tensor, first: int) -> float:
+    """Add the gradient of a step to every parameter; return the divergence."""
+    states = student.states(windows)
+    wanted = teacher[:, first::SKIP]
+    found = states.detach()[:, first::SKIP]
+    hidden = found.shape[-1]
+    loss, slope = divergence(found.reshape(-1, hidden), wanted.reshape(-1, hidden), student.head)
+    gradient = torch.zeros_like(states)
+    gradient[:, first::SKIP] = slope.reshape(found.shape)
+    states.backward(gradient)
+    return loss
+
+
+def _write_state(path: Path, names: list[str], optimizer: Adam) -> None:
+    kinds = {"value": optimizer.parameters, "mean": optimizer.mean, "square": optimizer.square}
+    entries = [("steps", "I32", np.array([optimizer.steps], np.int32))]
+    for kind, tensors in kinds.items():
+        for name, tensor in zip(names, tensors, strict=True):
+            entries.append((f"{kind}:{name}", "F32", tensor.detach().numpy()))
+    temporary = path.with_name(path.name + ".tmp")
+    write_tensors(temporary, entries, {"format": "pt"})
+    temporary.replace(path)
+
+
+def _read_state(path: Path, names: list[str], optimizer: Adam) -> None:
+    """Take over the state of an interrupted run, if there is one."""
+    if not path.is_file():
+        return
+    file = TensorFile(path)
+    kinds = {"value": optimizer.parameters, "mean": optimizer.mean, "square": optimizer.square}
+    with torch.no_grad():
+        for kind, tensors in kinds.items():
+            for name, tensor in zip(names, tensors, strict=True):
+                tensor.copy_(torch.from_numpy(file.read(f"{kind}:{name}")))
+    optimizer.steps = int(file.read("steps")[0])

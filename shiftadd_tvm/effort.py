@@ -1,0 +1,20 @@
+"""How much work the calibrated quantizer does: named amounts, so that a plan can say what it costs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Tokens of calibration, refits of the scales, steps of end-to-end tuning."""
+
+    tokens: int
+    rounds: int
+    steps: int
+    gradient_windows: int = 8  # by which output errors of different linears compare
+
+
+EFFORTS = {
+    "fast": Effort(tokens=16384, rounds=1, steps=0),
+    "normal": Effort(tokens=32768, rounds=2, steps=96),
+    "best": Effort(tokens=131072, rounds=2, steps=768),
+}

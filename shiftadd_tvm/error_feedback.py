@@ -1,0 +1,68 @@
+"""Output-error feedback: GPTQ's walk over the columns of a matrix (Frantar et al. 2023, algorithm 1).
+
+For a linear W (N, K) whose inputs have second moments H = E[x x'] (K, K), the error of the output is
+tr(dW H dW'). Columns are rounded one after the other; what is wrong with one is made up for by
+those that are still open, by the upper Cholesky factor of H^-1. The most important inputs (largest
+diagonal of H) go first; the order is undone in the results, so nothing of it is stored.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+Tensor = torch.Tensor
+RoundColumn = Callable[[int, Tensor], Tensor]  # (input k, column (N,)) -> rounded column (N,)
+
+DAMPING = 0.01  # of the mean diagonal, as GPTQ has it
+_BLOCK = 32  # columns that are rounded before the open ones hear of it
+
+
+class Feedback:
+    """The order and the factor for one H; serves every matrix that reads the same activation."""
+
+    def __init__(self, hessian: Tensor, damping: float = DAMPING) -> None:
+        """Factor `hessian`, float32 (K, K), symmetric and positive semidefinite."""
+        diagonal = hessian.diagonal()
+        self.order = torch.argsort(diagonal, descending=True, stable=True)
+        ordered = hessian[self.order][:, self.order].double()
+        self.factor = _factor(ordered, damping).float()
+
+    def quantize(self, weights: Tensor, round_column: RoundColumn) -> tuple[Tensor, Tensor]:
+        """Return the rounded matrix and what was rounded (weights after feedback), both (N, K)."""
+        columns = weights.T[self.order].contiguous()
+        rounded = torch.empty_like(columns)
+        inputs = self.order.tolist()
+        for start in range(0, len(inputs), _BLOCK):
+            stop = min(start + _BLOCK, len(inputs))
+            factor = self.factor[start:stop]
+            errors = torch.empty_like(columns[start:stop])
+            for i in range(start, stop):
+                rounded[i] = round_column(inputs[i], columns[i])
+                errors[i - start] = (columns[i] - rounded[i]) / self.factor[i, i]
+                later = factor[i - start, i + 1 : stop, None]
+                columns[i + 1 : stop].addcmul_(later, errors[i - start], value=-1)
+            columns[stop:].addmm_(factor[:, stop:].T, errors, alpha=-1)
+        return self._restore(rounded), self._restore(columns)
+
+    def _restore(self, columns: Tensor) -> Tensor:
+        restored = torch.empty_like(columns)
+        restored[self.order] = columns
+        return restored.T.contiguous()
+
+
+def output_error(difference: Tensor, hessian: Tensor) -> Tensor:
+    """Return the squared output error of each row, x' dW[n] squared and averaged: float32 (N,)."""
+    return ((difference @ hessian) * difference).sum(1)
+
+
+def _factor(hessian: Tensor, damping: float) -> Tensor:
+    """Return the upper Cholesky factor of the inverse of the damped `hessian`, float64."""
+    mean = hessian.diagonal().mean()
+    identity = torch.eye(len(hessian), dtype=hessian.dtype)
+    scale = mean if mean > 0 else torch.ones_like(mean)  # no input was ever seen: plain rounding
+    while True:
+        lower, failed = torch.linalg.cholesky_ex(hessian + damping * scale * identity)
+        if not failed:
+            break
+        damping *= 10  # H is singular but for rounding: more damping always ends it
+    return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)

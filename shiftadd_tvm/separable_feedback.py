@@ -1,0 +1,195 @@
+"""Fit W[n,k] ~ r[n] · s[k] · sum_i c[i] · b_i[n,k] to the *outputs* of one input group.
+
+Each matrix has its own r, c and codes; s and the second moments H of the inputs are shared. c are
+the sums of signs that approximate a normal distribution best, since rotated weights look like one.
+Passes of GPTQ (`error_feedback.py`) choose the codes for given scales; between them the scales are
+refitted for the codes, each to the least output error under H:
+
+    s <- the solution of K linear equations    (H o C'C) s = diag(C' W H),  C = r · levels
+    r <- in closed form, row by row
+
+and rounded to sums of powers of two at once, so that the next pass makes up for the rounding. Each
+matrix is first scaled by a power of two to an rms near 1, which goes back into its r.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from shiftadd_tvm import powers
+from shiftadd_tvm.error_feedback import Feedback, output_error
+from shiftadd_tvm.separable_fit import GAUSSIAN, levels_of
+from shiftadd_tvm.settings import QuantizeSettings
+
+Tensor = torch.Tensor
+
+_RIDGE = 1e-3  # of the mean diagonal, towards the s that there is: H may be singular
+_LEAST = 0.2  # of the s that there is: a fit below it is a column without information
+
+
+@dataclass
+class Coded:
+    """One matrix: what its codes are nearest to, and its scales."""
+
+    latent: Tensor  # float32 (N, K): the normalized weights that were rounded
+    rows: Tensor  # r, float32 (N,), the matrix's own power of two not yet in it
+    columns: Tensor  # s, float32 (K,)
+    planes: Tensor  # c, float32 (bits,), descending
+    exponent: int  # the true weights are 2^exponent times what r, s and c give
+    output_error: float  # tr(dW H dW') / tr(W H W')
+
+    @property
+    def levels(self) -> Tensor:
+        """The 2^bits sums of signs, ascending."""
+        return levels_from(self.planes)
+
+
+def fit(
+    matrices: Sequence[Tensor],
+    bits: Sequence[int],
+    hessian: Tensor,
+    settings: QuantizeSettings,
+    importance: Sequence[float] | None = None,
+    rounds: int = 2,
+) -> list[Coded]:
+    """Return the codes and scales of each float32 (N_i, K) matrix for `hessian` (K, K), after so many
+    `rounds` of refitted scales.
+
+    `importance` weighs the output errors of the matrices against each other in s; by default each
+    counts by the inverse of its own outputs' energy.
+    """
+    stack = _Stack(matrices, bits, hessian, settings, importance)
+    feedback = Feedback(hessian)
+    for _ in range(rounds):
+        stack.round(feedback)
+        stack.fit_columns()
+        stack.fit_rows()
+    stack.round(feedback)
+    stack.fit_rows()
+    return stack.results()
+
+
+def levels_from(planes: Tensor) -> Tensor:
+    """Return all sums of ±c[i], ascending, float32 (2^bits,)."""
+    positive = torch.from_numpy(levels_of(planes.double().numpy())[0]).float()
+    return torch.cat([-positive.flip(0), positive])
+
+
+def nearest(normalized: Tensor, levels: Tensor) -> Tensor:
+    """Return the level nearest to each value, same shape."""
+    return levels[torch.bucketize(normalized, (levels[1:] + levels[:-1]) / 2)]
+
+
+def round_terms(values: Tensor, terms: int) -> Tensor:
+    """Return values rounded to sums of at most `terms` signed powers of two."""
+    return torch.from_numpy(powers.round_to_powers(values.numpy(), terms))
+
+
+class _Stack:
+    """The matrices of a group, one below the other."""
+
+    def __init__(
+        self,
+        matrices: Sequence[Tensor],
+        bits: Sequence[int],
+        hessian: Tensor,
+        settings: QuantizeSettings,
+        importance: Sequence[float] | None,
+    ) -> None:
+        self.hessian, self.settings = hessian, settings
+        self.exponents = [_exponent(matrix) for matrix in matrices]
+        scaled = [m * 2.0**-e for m, e in zip(matrices, self.exponents, strict=True)]
+        self.weights = torch.cat(scaled)
+        stops = np.cumsum([len(m) for m in matrices]).tolist()
+        self.parts = [slice(a, b) for a, b in zip([0, *stops], stops, strict=False)]
+        terms = settings.plane_terms
+        planes = [np.sort(powers.round_to_powers(np.array(GAUSSIAN[b]), terms))[::-1] for b in bits]
+        self.planes = [torch.from_numpy(p.copy()).float() for p in planes]
+        self.levels = [levels_from(p) for p in self.planes]
+        self.projected = self.weights @ hessian
+        self.energy = (self.projected * self.weights).sum(1)
+        self.importance = self._importance(importance)
+        self._start()
+
+    def _importance(self, given: Sequence[float] | None) -> Tensor:
+        result = torch.empty(len(self.weights))
+        for index, part in enumerate(self.parts):
+            if given is None:
+                result[part] = 1 / self.energy[part].sum().clamp_min(1e-30)
+            else:
+                result[part] = given[index] * 4.0 ** self.exponents[index]
+        return result / result.max().clamp_min(1e-30)
+
+    def _start(self) -> None:
+        rows = self.weights.square().mean(1).sqrt()
+        self.rows = round_terms(rows, self.settings.row_terms)
+        columns = (self.weights * _inverse(self.rows)[:, None]).square().mean(0).sqrt()
+        self.columns = round_terms(columns, self.settings.column_terms)
+
+    def round(self, feedback: Feedback) -> None:
+        """Choose the codes for the scales that there are."""
+        inverse_rows = _inverse(self.rows)
+        inverse_columns = _inverse(self.columns).tolist()
+        columns = self.columns.tolist()
+
+        def round_column(k: int, column: Tensor) -> Tensor:
+            normalized = column * inverse_rows * inverse_columns[k]
+            return self._nearest(normalized) * (self.rows * columns[k])
+
+        _, latent = feedback.quantize(self.weights, round_column)
+        self.latent = latent * inverse_rows[:, None] * _inverse(self.columns)
+        self.codes = self._nearest(self.latent)
+
+    def _nearest(self, normalized: Tensor) -> Tensor:
+        parts = zip(self.parts, self.levels, strict=True)
+        return torch.cat([nearest(normalized[part], levels) for part, levels in parts])
+
+    def fit_columns(self) -> None:
+        """Set s to the least output error for the codes and r, rounded."""
+        coded = self.codes * self.rows[:, None]
+        weighted = coded * self.importance[:, None]
+        matrix = (self.hessian * (weighted.T @ coded)).double()
+        target = (self.projected * weighted).sum(0).double()
+        ridge = _RIDGE * matrix.diagonal().mean().clamp_min(1e-30)
+        matrix += ridge * torch.eye(len(matrix), dtype=matrix.dtype)
+        solved = torch.linalg.solve(matrix, target + ridge * self.columns.double()).float()
+        solved = torch.where(solved > _LEAST * self.columns, solved, self.columns)
+        self.columns = round_terms(solved, self.settings.column_terms)
+
+    def fit_rows(self) -> None:
+        """Set r to the least output error for the codes and s, row by row, rounded."""
+        coded = self.codes * self.columns
+        projected = coded @ self.hessian
+        norm = (projected * coded).sum(1)
+        target = (projected * self.weights).sum(1)
+        rows = torch.where(norm > 0, target / norm.clamp_min(1e-30), self.rows)
+        rows = torch.where(rows > 0, rows, self.rows)
+        self.rows = round_terms(rows, self.settings.row_terms)
+
+    def results(self) -> list[Coded]:
+        """Return each matrix by itself."""
+        difference = self.codes * self.columns * self.rows[:, None] - self.weights
+        errors = output_error(difference, self.hessian)
+        return [
+            Coded(
+                latent=self.latent[part],
+                rows=self.rows[part],
+                columns=self.columns,
+                planes=planes,
+                exponent=exponent,
+                output_error=float(errors[part].sum() / self.energy[part].sum().clamp_min(1e-30)),
+            )
+            for part, planes, exponent in zip(self.parts, self.planes, self.exponents, strict=True)
+        ]
+
+
+def _exponent(matrix: Tensor) -> int:
+    square = float(matrix.double().square().mean())
+    return int(np.clip(round(np.log2(square) / 2), -100, 100)) if square > 0 else 0
+
+
+def _inverse(scale: Tensor) -> Tensor:
+    """Return 1 / scale, and 0 where scale is 0."""
+    return torch.where(scale != 0, 1 / scale, torch.zeros_like(scale))
