@@ -58,7 +58,9 @@ def expected_loss(costs: Costs, bits: Mapping[str, int]) -> float:
     return sum(costs[linear][count] for linear, count in bits.items())
 
 
-def by_path(bits: Mapping[str, int], sizes: Mapping[str, int]) -> list[tuple[str, float, list[int]]]:
+def by_path(
+    bits: Mapping[str, int], sizes: Mapping[str, int]
+) -> list[tuple[str, float, list[int]]]:
     """Return (path inside a block, average bits, linears with 1, 2, 3, 4 bits): what was chosen."""
     groups: dict[str, list[str]] = {}
     for linear in bits:

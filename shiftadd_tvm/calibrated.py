@@ -28,9 +28,10 @@ from shiftadd_tvm.statistics_store import StatisticsStore
 
 Array = np.ndarray
 Tensor = torch.Tensor
-Report = Callable[[float, str], None]  # share of the whole work that is done, what is being done
+Report = Callable[[str, float, str], None]  # stage, its share that is done, what is being done
 
-WINDOWS, STATES, ENERGIES, COSTS = "windows.safetensors", "states.safetensors", "energies.json", "costs.json"
+_WINDOWS, _STATES, _DATA = "windows.safetensors", "states.safetensors", "data.json"
+_ENERGIES, _COSTS = "energies.json", "costs.json"
 _TUNING, _TUNED = "tuning.safetensors", "tuned.safetensors"
 
 
@@ -57,14 +58,14 @@ class Calibrated:
 
     def measure(self) -> dict[str, object]:
         """Measure what is not measured yet; return the description of the data."""
-        if not self._store.has(WINDOWS):
-            self._report(0.0, "calibration text")
+        if not self._store.has(_WINDOWS):
+            self._report("measure", 0.0, "calibration text")
             data = self._make_data()
-            self._store.put_json("data.json", data.description)
-            self._store.put_tensors(WINDOWS, {"ids": data.windows.astype(np.int32)})
-        if not self._store.has(STATES):
+            self._store.put_json(_DATA, data.description)
+            self._store.put_tensors(_WINDOWS, {"ids": data.windows.astype(np.int32)})
+        if not self._store.has(_STATES):
             self._walk()
-        return self._store.json("data.json")
+        return self._store.json(_DATA)
 
     def _make_data(self) -> CalibrationData:
         settings = self._settings
@@ -77,17 +78,17 @@ class Calibrated:
     def _walk(self) -> None:
         walk = calibration.Calibration(self._checkpoint, self._windows())
         for index, block in enumerate(self._blocks):
-            self._report(index / len(self._blocks), f"calibration: {block}")
+            self._report("measure", index / len(self._blocks), f"calibration: {block}")
             if self._store.has(self._file(block)):
                 walk.pass_through(block)
                 continue
             moments = walk.run(block)
             arrays = {leader: moment.numpy() for leader, moment in moments.items()}
             self._store.put_tensors(self._file(block), arrays)
-        self._store.put_tensors(STATES, {"states": walk.finish().numpy()})
+        self._store.put_tensors(_STATES, {"states": walk.finish().numpy()})
 
     def _windows(self) -> Array:
-        return self._store.tensor(WINDOWS, "ids").astype(np.int64)
+        return self._store.tensor(_WINDOWS, "ids").astype(np.int64)
 
     def _file(self, block: str) -> str:
         return f"block-{self._blocks.index(block):05d}.safetensors"
@@ -99,11 +100,13 @@ class Calibrated:
 
     def energies(self) -> dict[str, float]:
         """Return the mean squared gradient of the loss at the outputs of every linear."""
-        if not self._store.has(ENERGIES):
-            self._report(0.0, "gradients")
+        if not self._store.has(_ENERGIES):
+            self._report("measure", 1.0, "gradients")
             windows = self._windows()[: self._settings.amounts.gradient_windows]
-            self._store.put_json(ENERGIES, calibration.gradient_energies(self._checkpoint, windows))
-        return {name: float(str(value)) for name, value in self._store.json(ENERGIES).items()}
+            self._store.put_json(
+                _ENERGIES, calibration.gradient_energies(self._checkpoint, windows)
+            )
+        return {name: float(str(value)) for name, value in self._store.json(_ENERGIES).items()}
 
     def allocate(self) -> dict[str, int]:
         """Return the bits of every linear whose average is at most what was asked for."""
@@ -113,25 +116,26 @@ class Calibrated:
 
     def _costs(self) -> dict[str, dict[int, float]]:
         """Return the expected loss of every linear by its bits."""
-        energies, found = self.energies(), self._store.json(COSTS)
-        widths = _widths(self._settings.bits)
-        for index, group in enumerate(self._decoder.input_groups()):
+        energies, found = self.energies(), self._store.json(_COSTS)
+        candidates = widths(self._settings.bits)
+        groups = self._decoder.input_groups()
+        for index, group in enumerate(groups):
             if group[-1] in found:
                 continue
-            self._report(index / len(self._decoder.input_groups()), f"sensitivity: {group[0]}")
+            self._report("allocate", index / len(groups), f"sensitivity: {group[0]}")
             matrices = [self._checkpoint.read(f"{linear}.weight") for linear in group]
             hessian = self.hessian(group)
             powers = [_energy(matrix, hessian) for matrix in matrices]
             errors: dict[str, dict[str, float]] = {linear: {} for linear in group}
             with one_thread():
-                for bits in widths:
+                for bits in candidates:
                     coded = shiftadd.quantize(
                         matrices, [bits] * len(group), hessian, self._settings, rounds=0
                     )
                     for linear, one, power in zip(group, coded, powers, strict=True):
                         errors[linear][str(bits)] = one.output_error * power * energies[linear]
             found |= errors
-            self._store.put_json(COSTS, found)
+            self._store.put_json(_COSTS, found)
         return {name: {int(b): c for b, c in by_bits.items()} for name, by_bits in found.items()}  # type: ignore[attr-defined]
 
     def code(self, group: tuple[str, ...], bits: list[int]) -> list[shiftadd.Quantized]:
@@ -143,9 +147,7 @@ class Calibrated:
             importance = [energies[linear] for linear in group]
         with one_thread():
             hessian, rounds = self.hessian(group), self._settings.amounts.rounds
-            return shiftadd.quantize(
-                matrices, bits, hessian, self._settings, importance, rounds
-            )
+            return shiftadd.quantize(matrices, bits, hessian, self._settings, importance, rounds)
 
     def tune(self, packed: PackedModel) -> dict[str, Array]:
         """Return the tuned scales and vectors of the coded model; see `distillation.tune`."""
@@ -153,9 +155,9 @@ class Calibrated:
             return self._store.tensors(_TUNED)
         amounts = self._settings.amounts
         recipe = distillation.Recipe(amounts.steps, seed=self._settings.seed)
-        teacher = torch.from_numpy(self._store.tensor(STATES, "states"))
+        teacher = torch.from_numpy(self._store.tensor(_STATES, "states"))
         note = lambda step, loss: self._report(
-            step / amounts.steps, f"tuning: step {step}, {loss:.3f} nats a token"
+            "tune", step / amounts.steps, f"tuning: step {step}, {loss:.3f} nats a token"
         )
         state = self._store.path(_TUNING)
         tuned = distillation.tune(packed, self._windows(), teacher, recipe, state, note)
@@ -163,7 +165,7 @@ class Calibrated:
         return tuned
 
 
-def _widths(bits: float) -> list[int]:
+def widths(bits: float) -> list[int]:
     """Return the bits that a linear may get, one more and one less than the average included."""
     return list(range(max(1, math.floor(bits) - 1), min(MAX_BITS, math.ceil(bits) + 1) + 1))
 

@@ -94,7 +94,9 @@ def gradient_energies(source: WeightSource, windows: Array) -> dict[str, float]:
     for block in reversed(decoder.blocks()):
         linears = {f"{block}.{name}": size for name, (size, _) in decoder.linear_shapes().items()}
         entrance = entrances.pop()
-        gradient = _block_gradient(reference, block, entrance, gradient, arguments, linears, energies)
+        gradient = _block_gradient(
+            reference, block, entrance, gradient, arguments, linears, energies
+        )
     return {path: energy / windows.size for path, energy in energies.items()}
 
 

@@ -12,15 +12,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shiftadd_tvm import families
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.errors import BadFileError, UsageError
 from shiftadd_tvm.golden import open_tokenizer
+from shiftadd_tvm.packed_config import OWN_TEXT
 from shiftadd_tvm.reference import ReferenceModel
 
 Array = np.ndarray
 
 LENGTH = 512  # tokens of a window
-_FIRST = 4  # tokens that a written window begins with, drawn evenly from the vocabulary's first part
+_FIRST = (
+    4  # tokens that a written window begins with, drawn evenly from the vocabulary's first part
+)
 _SEQUENCES = 64  # that are written together
 
 
@@ -38,7 +42,9 @@ def read_text(path: Path) -> str:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise BadFileError(f"{path} cannot be read: {reason}; give a .txt or .jsonl file.") from None
+        raise BadFileError(
+            f"{path} cannot be read: {reason}; give a .txt or .jsonl file."
+        ) from None
     if path.suffix != ".jsonl":
         return content
     lines = [line for line in content.splitlines() if line.strip()]
@@ -67,7 +73,7 @@ def from_text(checkpoint: Checkpoint, text: str, tokens: int, seed: int) -> Cali
             "one beside it, or leave --calib out (the model writes its own text)."
         )
     ids = np.array(open_tokenizer(content).encode(text, add_special_tokens=False).ids, np.int64)
-    length = min(LENGTH, len(ids))
+    length = min(_window(checkpoint), len(ids))
     if length < 2:
         raise UsageError("The calibration text has fewer than two tokens; give a longer one.")
     whole = ids[: len(ids) // length * length].reshape(-1, length)
@@ -87,14 +93,15 @@ def written_by(checkpoint: Checkpoint, tokens: int, seed: int) -> CalibrationDat
     import transformers
 
     reference = ReferenceModel(checkpoint, keep=True)
-    positions = int(str(checkpoint.config.get("max_position_embeddings", LENGTH)))
-    length = min(LENGTH, positions)
+    length = _window(checkpoint)
     generator = torch.Generator().manual_seed(seed)
     written = []
     wanted = max(1, tokens // length)
     for start in range(0, wanted, _SEQUENCES):
         count = min(_SEQUENCES, wanted - start)
-        ids = torch.randint(0, reference.vocabulary, (count, min(_FIRST, length)), generator=generator)
+        ids = torch.randint(
+            0, reference.vocabulary, (count, min(_FIRST, length)), generator=generator
+        )
         cache, fresh = transformers.DynamicCache(), ids
         while ids.shape[1] < length:
             states = reference.hidden(fresh.numpy(), use_cache=True, past_key_values=cache)
@@ -103,5 +110,10 @@ def written_by(checkpoint: Checkpoint, tokens: int, seed: int) -> CalibrationDat
             ids = torch.cat([ids, fresh], dim=1)
         written.append(ids)
     windows = torch.cat(written).numpy()
-    description = {"data": "written by the model", "tokens": int(windows.size), "seed": seed}
+    description = {"data": OWN_TEXT, "tokens": int(windows.size), "seed": seed}
     return CalibrationData(windows, description)
+
+
+def _window(checkpoint: Checkpoint) -> int:
+    """Return the tokens of a window: as many as the model has positions for."""
+    return min(LENGTH, families.read_config(checkpoint.config).positions)

@@ -13,7 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from shiftadd_tvm import __version__, bench_command, interruption, options, tune_command
+from shiftadd_tvm import (
+    __version__,
+    bench_command,
+    interruption,
+    options,
+    quantize_command,
+    tune_command,
+)
 from shiftadd_tvm.console import Console
 from shiftadd_tvm.errors import ShiftAddError, UnsupportedError, UsageError
 from shiftadd_tvm.interruption import Interrupted, leaving
@@ -44,86 +51,7 @@ def _root(
         raise typer.Exit
 
 
-@app.command()
-def quantize(
-    source: options.Source,
-    output: options.Output = None,
-    bits: Annotated[
-        str, typer.Option(metavar="B", help="Bits per weight, 1 to 4, or an average such as 2.2.")
-    ] = "4",
-    method: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Quantizer: shiftadd (calibrated) or alternating (data-free); default: shiftadd "
-            "where scales are separable.",
-        ),
-    ] = None,
-    effort: options.Effort = "normal",
-    mixed: Annotated[
-        bool, typer.Option("--mixed/--uniform", help="Give each linear its own bits, or all the same.")
-    ] = True,
-    calib: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Calibration text, .txt or .jsonl; without it the model writes its own.",
-        ),
-    ] = None,
-    calib_tokens: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Tokens of calibration; default: by the effort."),
-    ] = None,
-    scales: Annotated[
-        str,
-        typer.Option(
-            metavar="FORMAT", help="Scales: separable, row-group, column-wise, block-wise."
-        ),
-    ] = "separable",
-    rotation: Annotated[bool, typer.Option(help="Rotate inputs by Hadamard blocks.")] = True,
-    embedding_bits: Annotated[
-        int, typer.Option(metavar="8|16", help="Embedding and head: 8 bits, or as they are (16).")
-    ] = 16,
-    seed: options.Seed = 0,
-    resume: Annotated[bool, typer.Option(help="Go on after an interrupted run.")] = True,
-    max_memory: Annotated[
-        float | None,
-        typer.Option(metavar="GB", help="Refuse before the work if it would need more memory."),
-    ] = None,
-    force: options.Force = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")] = False,
-    config: options.Config = None,
-    json: options.Json = False,
-    verbose: options.Verbose = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Quantize a checkpoint into a packed model."""
-    from shiftadd_tvm import presentation, workflow
-
-    console = Console(json=json, quiet=quiet, verbose=verbose)
-    settings = workflow.make_settings(
-        bits=options.parse_bits(bits),
-        method=method or ("shiftadd" if scales == "separable" else "alternating"),
-        effort=effort,
-        mixed=mixed,
-        calibration_text=None if calib is None else str(calib),
-        calibration_tokens=calib_tokens,
-        scale_format=scales,
-        embedding_bits=embedding_bits,
-        seed=seed,
-        **({} if rotation else {"max_rotation": 0}),
-    )
-    with leaving("nothing was written"):
-        plan = workflow.plan_quantize(source, output, settings, config=config)
-        needed = workflow.check_memory(plan, max_memory)
-    console.table("plan", presentation.quantize_plan(source, plan, needed))
-    if dry_run:
-        console.result({**plan.fields, "output": str(plan.output)}, "")
-        return
-    with leaving(presentation.resumable(plan.output)), console.progress("quantizing") as progress:
-        report = workflow.run_quantize(plan, resume=resume, force=force, progress=progress)
-    fields = {**report.to_dict(), "output": str(plan.output)}
-    console.result(fields, presentation.quantize_summary(plan, report))
+app.command()(quantize_command.quantize)
 
 
 @app.command()
@@ -139,7 +67,7 @@ def compile(
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Most tokens of a sequence; default: the model's, up to 2048."),
+        typer.Option(metavar="N", help="Most tokens of a sequence; default: up to 2048."),
     ] = None,
     activations: options.Activations = "int16",
     verify: Annotated[

@@ -75,7 +75,6 @@ def hadamard(x: Tensor, block: int) -> Tensor:
     return outer.transpose(1, 2).reshape(x.shape)
 
 
-
 def codes_of(weight: bcq.BCQWeight) -> Tensor:
     """Return sum_i c[i] · b_i of a separable weight, float32 (N, K)."""
     assert isinstance(weight.scales, bcq.SeparableScales)

@@ -66,9 +66,7 @@ Effort = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(
-        "-o", "--output", metavar="DIR", help="Where to write; without it, beside SRC."
-    ),
+    typer.Option("-o", "--output", metavar="DIR", help="Where to write; without it, beside SRC."),
 ]
 Config = Annotated[
     Path | None,

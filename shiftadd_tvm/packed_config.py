@@ -24,11 +24,13 @@ from pathlib import Path
 
 from shiftadd_tvm import families
 from shiftadd_tvm.bcq import MAX_BITS, MAX_TERMS
+from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
 from shiftadd_tvm.families import Config, Decoder
 from shiftadd_tvm.packed_layout import Layout
 from shiftadd_tvm.settings import DEFAULT_BLOCKS, QuantizeSettings
 
+OWN_TEXT = "written by the model"  # what `calibration` says of data that nobody gave
 QUANT_METHOD = "shiftadd_bcq"
 VERSION = 1
 KIND = "hf"
@@ -70,7 +72,12 @@ def write_config(
     """Return the quantization_config of what `settings` made from the `calibration` data."""
     made_by: dict[str, object] = {"name": settings.method, "rounds": settings.rounds}
     if settings.calibrated:
-        made_by = {"name": settings.method, "effort": settings.effort, "mixed": settings.mixed}
+        made_by = {
+            "name": settings.method,
+            "effort": settings.effort,
+            "bits": settings.bits,
+            "mixed": settings.mixed,
+        }
     scales: dict[str, object] = {"format": layout.scale_format}
     if layout.scale_format != "separable":
         scales |= {"rows": layout.rows, "columns": layout.columns}
@@ -90,6 +97,22 @@ def write_config(
         "embedding_bits": layout.embedding_bits,
         "modules_to_not_convert": [layout.decoder.head],
     }
+
+
+def made_by(found: dict[str, object], checkpoint: Checkpoint, settings: QuantizeSettings) -> bool:
+    """Tell whether a quantization_config is what `settings` make of `checkpoint`.
+
+    What a calibrated run finds out by itself is not compared: bits and the text that the model wrote.
+    """
+    decoder = families.read_config(checkpoint.config)
+    expected = write_config(make_layout(decoder, settings), settings)
+    expected["source"] = checkpoint.source_hash()
+    calibration = found.get("calibration")
+    if settings.calibrated and isinstance(calibration, dict):
+        written = calibration.get("data") == OWN_TEXT and calibration.get("seed") == settings.seed
+        found_out = ("bits", "bits_per_module", "calibration") if written else ()
+        expected |= {key: found.get(key) for key in found_out}
+    return bool(found == json.loads(json.dumps(expected)))
 
 
 def _shared_groups(decoder: Decoder) -> list[list[str]]:

@@ -40,6 +40,11 @@ def quantize_plan(source: str, plan: "QuantizePlan", memory: int | None = None) 
         "scales": f"{settings.scale_format}, rotation {rotation}",
         "size": f"about {size(fields['estimated_bytes'])}",
     }
+    if settings.calibrated:
+        tokens = settings.calibration_tokens or settings.amounts.tokens
+        text = settings.calibration_text or "text that the model writes itself"
+        rows["calibration"] = f"{tokens} tokens of {text}"
+        rows["effort"] = f"{settings.effort}: {settings.amounts.steps} steps of tuning"
     return rows | ({"memory": f"about {size(memory)}"} if memory else {})
 
 

@@ -8,6 +8,7 @@ run with the same source and settings goes on after them.
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import logging
 import math
@@ -17,7 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from shiftadd_tvm import cpu, families, golden, packed_config, packed_writer, tuned_shards
+from shiftadd_tvm import (
+    calibration_text,
+    cpu,
+    families,
+    golden,
+    packed_config,
+    packed_writer,
+    tuned_shards,
+)
 from shiftadd_tvm.bcq import BCQWeight
 from shiftadd_tvm.calibrated import Calibrated
 from shiftadd_tvm.checkpoint import open_checkpoint
@@ -30,12 +39,12 @@ from shiftadd_tvm.packed_layout import Layout
 from shiftadd_tvm.packed_writer import Tensors
 from shiftadd_tvm.resume import FinishedShards
 from shiftadd_tvm.settings import QuantizeSettings
+from shiftadd_tvm.stage_progress import Progress, StageProgress
 from shiftadd_tvm.statistics_store import StatisticsStore
 from shiftadd_tvm.tensorfile import DTYPES, from_float32
 
 Array = np.ndarray
 Quantized = tuple[BCQWeight, float | None]  # and its relative output error, where it is known
-Progress = Callable[[int, int, str], None]  # weights done, weights in all, what is being done
 
 STATISTICS = "calibration"  # folder of what calibration measures, until the model is written
 BENIGN = ("rotary_emb.inv_freq",)  # tensors of old checkpoints that nothing needs
@@ -166,7 +175,7 @@ class _Run:
         progress: Progress,
     ) -> None:
         self.checkpoint, self.layout, self.settings = checkpoint, layout, settings
-        self.folder, self.progress = folder, progress
+        self.folder = folder
         self.decoder = layout.decoder
         count = self.decoder.layers + 1
         self.shards = [packed_writer.shard_name(index, count) for index in range(count)]
@@ -174,10 +183,12 @@ class _Run:
             "format": packed_config.VERSION,
             "source": checkpoint.source_hash(),
             "settings": settings.to_dict(),
+            "text": _text_digest(settings),
         }
         self.source_hash = identity["source"]
         self.finished = FinishedShards(folder, identity, resume)
         self.done = 0
+        self.stages = StageProgress(progress, layout.linear_weights(), stage_work(settings))
         self.calibrated: Calibrated | None = None
         self.description: dict[str, object] | None = None
 
@@ -187,18 +198,15 @@ class _Run:
             return
         store = StatisticsStore(self.folder / STATISTICS)
         self.calibrated = Calibrated(
-            self.checkpoint, self.decoder, self.settings, store, self._report_stage
+            self.checkpoint, self.decoder, self.settings, store, self.stages.report
         )
         self.description = self.calibrated.measure()
         if self.settings.allocates:
-            chosen = dataclasses.replace(
-                self.settings, bits_per_module=self.calibrated.allocate()
-            )
+            chosen = dataclasses.replace(self.settings, bits_per_module=self.calibrated.allocate())
             self.layout = packed_config.make_layout(self.decoder, chosen)
 
-    def _report_stage(self, share: float, what: str) -> None:
-        """Tell how far a stage is that does not go weight by weight."""
-        self.progress(int(share * self.layout.linear_weights()), self.layout.linear_weights(), what)
+    def _report_coded(self, what: str) -> None:
+        self.stages.report("code", self.done / self.layout.linear_weights(), what)
 
     def write_shards(self) -> list[LayerReport]:
         """Write every shard that is not finished; return the reports of all linears."""
@@ -244,21 +252,21 @@ class _Run:
                     f"{self.checkpoint.path}: tensor {linear}.weight holds values up to "
                     f"{largest:.3g}, expected at most {MAX_MAGNITUDE:.3g}; get it again."
                 )
-        self.progress(self.done, self.layout.linear_weights(), group[0])
+        self._report_coded(group[0])
         bits = [self.layout.bits[linear] for linear in group]
         quantized: list[Quantized]
         if self.calibrated:
-            quantized = [(one.weight, one.output_error) for one in self.calibrated.code(group, bits)]
+            quantized = [
+                (one.weight, one.output_error) for one in self.calibrated.code(group, bits)
+            ]
         else:
             method = importlib.import_module(f"shiftadd_tvm.quantizers.{self.settings.method}")
             quantized = [(one, None) for one in method.quantize(matrices, bits, self.settings)]
         self.done += sum(matrix.size for matrix in matrices)
-        self.progress(self.done, self.layout.linear_weights(), group[0])
+        self._report_coded(group[0])
         return quantized
 
-    def _report(
-        self, linear: str, weight: BCQWeight, output_error: float | None
-    ) -> LayerReport:
+    def _report(self, linear: str, weight: BCQWeight, output_error: float | None) -> LayerReport:
         outputs, inputs = weight.shape
         step = max(1, _PIECE // inputs)
         error = square = 0.0
@@ -321,15 +329,37 @@ class _Run:
         files = self.checkpoint.tokenizer_files()
         for name, content in files.items():
             (self.folder / name).write_bytes(content)
-        self.progress(self.done, self.layout.linear_weights(), "golden logits")
+        self.stages.report("end", 1.0, "golden logits")
         model = PackedModel(self.folder, golden=False)
         computed = golden.compute(model, files.get("tokenizer.json"))
         packed_writer.write_golden(self.folder, computed)
         PackedModel(self.folder)
-        self.progress(self.done, self.layout.linear_weights(), "publishing")
+        self.stages.report("end", 1.0, "publishing")
         if self.calibrated:
             StatisticsStore(self.folder / STATISTICS).remove()
         self.finished.remove_state()
+
+
+def _text_digest(settings: QuantizeSettings) -> str | None:
+    """Return what changes with the calibration text; raise where it cannot be read."""
+    if not settings.calibrated or settings.calibration_text is None:
+        return None
+    text = calibration_text.read_text(Path(settings.calibration_text))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def stage_work(settings: QuantizeSettings) -> dict[str, float]:
+    """Return the stages and their relative work, as measured on a small model on two cores."""
+    if not settings.calibrated:
+        return {"code": 1.0, "end": 0.0}
+    amounts = settings.amounts
+    return {
+        "measure": amounts.tokens / 1000,
+        "allocate": 25.0 if settings.allocates else 0.0,
+        "code": 8.0 * (amounts.rounds + 1),
+        "tune": 1.2 * amounts.steps,
+        "end": 0.0,
+    }
 
 
 def _pieces(shape: tuple[int, ...]) -> list[slice]:

@@ -32,6 +32,7 @@ class FinishedShards:
         shutil.rmtree(folder)
         folder.mkdir()
         self.reports = {}
+        self._write()  # at once: what is measured before the first shard is of this run too
 
     def __contains__(self, shard: str) -> bool:
         """Tell whether a shard is finished."""
@@ -40,6 +41,9 @@ class FinishedShards:
     def add(self, shard: str, reports: list[Report]) -> None:
         """Record that a shard is written."""
         self.reports[shard] = reports
+        self._write()
+
+    def _write(self) -> None:
         temporary = self._folder / (STATE + ".tmp")
         temporary.write_bytes(
             canonical_json({"identity": self._identity, "finished": self.reports})

@@ -90,8 +90,10 @@ class QuantizeSettings:
     @property
     def allocates(self) -> bool:
         """Tell whether the bits of each linear are still to be chosen."""
-        return self.calibrated and not self.bits_per_module and (
-            self.bits % 1 != 0 or (self.mixed and self.bits < MAX_BITS)
+        return (
+            self.calibrated
+            and not self.bits_per_module
+            and (self.bits % 1 != 0 or (self.mixed and self.bits < MAX_BITS))
         )
 
     @property

@@ -7,8 +7,6 @@ Where outputs go when nobody says is decided here too.
 
 import difflib
 import importlib
-import json
-import math
 import pkgutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -32,11 +30,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BITS = 4
 DEFAULT_ACTIVATIONS = "int16"
-# Peak memory of `quantize`, measured: Python with torch, and bytes for each weight of the layers
-# that are quantized together, or of the head, whose logits are the golden ones.
-BASE_MEMORY = 600_000_000
-MEMORY_PER_WEIGHT = 24
-MEMORY_PER_HEAD_WEIGHT = 12
 
 QuantizeProgress = Callable[[int, int, str], None]  # weights done, weights in all, what
 BenchProgress = Callable[[int, int, str], None]  # rounds done, rounds in all, what
@@ -85,7 +78,12 @@ def compiled_output(packed: Path, preset: str) -> Path:
 
 
 def make_settings(**values: Any) -> "QuantizeSettings":
-    """Return the settings; raises `UsageError` for a value that cannot be used."""
+    """Return the settings; raises `UsageError` for a value that cannot be used.
+
+    The method is the calibrated one where nobody says otherwise and the scales are what it fits.
+    """
+    separable = values.get("scale_format", "separable") == "separable"
+    values = {"method": "shiftadd" if separable else "alternating", **values}
     settings: QuantizeSettings = _module("settings").QuantizeSettings(**values)
     known = [
         m.name for m in pkgutil.iter_modules(_module("quantizers").__path__) if m.name[0] != "_"
@@ -115,19 +113,17 @@ def plan_quantize(
 
 def check_memory(plan: QuantizePlan, limit: float | None) -> int:
     """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB."""
-    families = _module("families")
-    decoder = families.read_config(plan.checkpoint.config)
-    shapes = plan.fields["layers"]
-    sizes = {layer["name"]: math.prod(layer["shape"]) for layer in shapes}
-    largest = max(sum(sizes[name] for name in group) for group in decoder.input_groups())
-    head = decoder.vocabulary * decoder.hidden
-    needed = BASE_MEMORY + max(largest * MEMORY_PER_WEIGHT, head * MEMORY_PER_HEAD_WEIGHT)
+    decoder = _module("families").read_config(plan.checkpoint.config)
+    needed: int = _module("quantize_memory").peak(decoder, plan.settings)
     if limit is not None and needed > limit * 1e9:
+        remedy = "allow more, or use a machine with more memory"
+        if plan.settings.calibrated and plan.settings.amounts.steps:
+            remedy = "allow more, or leave the tuning of the whole model out by --effort fast"
         raise UsageError(
-            f"--max-memory is {limit:g} GB, quantizing this model needs about {needed / 1e9:.1f} GB "
-            "(its largest layer decides); allow more, or use a machine with more memory."
+            f"--max-memory is {limit:g} GB, quantizing this model needs about {needed / 1e9:.1f} GB; "
+            f"{remedy}."
         )
-    return int(needed)
+    return needed
 
 
 def run_quantize(
@@ -164,7 +160,7 @@ def plan_compile(
     output: str | Path | None = None,
     *,
     target: str | None = None,
-    bits: int | None = None,
+    bits: float | None = None,
     config: str | Path | None = None,
     context: int | None = None,
     force: bool = False,
@@ -187,7 +183,7 @@ def plan_source(
     source: str | Path,
     output: str | Path | None,
     backend: "Backend",
-    bits: int | None,
+    bits: float | None,
     config: str | Path | None,
 ) -> CompilePlan:
     """Return how `source` becomes a packed model for `backend`, and where its artifact goes."""
@@ -211,13 +207,9 @@ def plan_source(
 
 def _check_same(plan: QuantizePlan) -> None:
     """Raise `OutputError` unless the packed model at the plan's output is what it would make."""
-    packed, layout = _module("packed"), _module("packed_config")
-    if packed.is_packed(plan.output):
-        found = packed.open_packed(plan.output).quantization
-        decoder = _module("families").read_config(plan.checkpoint.config)
-        expected = layout.write_config(layout.make_layout(decoder, plan.settings), plan.settings)
-        expected["source"] = plan.checkpoint.source_hash()
-        if found == json.loads(json.dumps(expected)):
+    if _module("packed").is_packed(plan.output):
+        found = _module("packed").open_packed(plan.output).quantization
+        if _module("packed_config").made_by(found, plan.checkpoint, plan.settings):
             return
     raise OutputError(
         f"{plan.output} already exists, but it is not {plan.checkpoint.path} quantized with these "
@@ -257,7 +249,7 @@ def compile(
     output: str | Path | None = None,
     *,
     target: str | None = None,
-    bits: int | None = None,
+    bits: float | None = None,
     config: str | Path | None = None,
     context: int | None = None,
     activations: str = DEFAULT_ACTIVATIONS,

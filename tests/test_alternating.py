@@ -252,7 +252,7 @@ def test_every_shape(seed: int, n: int, k: int, bits: int, scale_format: str) ->
         {"bits_per_module": {"self_attn.v_proj": 9}},
         {"scale_format": "diagonal"},
         {"scale_format": "row-group", "columns": 6},
-        {"row_terms": 3},
+        {"row_terms": 4},
         {"rounds": -1},
         {"seed": -1},
         {"max_rotation": 32},

@@ -148,7 +148,7 @@ def _separable(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the operands beside the activations: packed, and as the references take them."""
     bits, levels = planes(rng, s), term_bytes(rng, s.bits, s.terms)
-    row_terms, bias = term_bytes(rng, s.outputs, min(s.terms, 2)), biases(rng, s)
+    row_terms, bias = term_bytes(rng, s.outputs, min(s.terms, 3)), biases(rng, s)
     blocks = order.row_blocks(s.outputs, preset.rows)
     packed = [
         order.pack(bits, preset.rows),

@@ -134,7 +134,7 @@ DAMAGES = {
     "extra": (SHARD, replace("model.extra", "U8", np.zeros(3, np.uint8)), "model.extra"),
     "shape": (SHARD, replace(f"{K}.planes", "U8", np.zeros((2, 48, 11), np.uint8)), "[2, 48, 12]"),
     "bits": (SHARD, replace(f"{K}.planes", "U8", np.zeros((3, 48, 12), np.uint8)), "[3, 48, 12]"),
-    "mistyped": (SHARD, replace(f"{Q}.row_terms", "I8", np.zeros((96, 2), np.int8)), "dtype I8"),
+    "mistyped": (SHARD, replace(f"{Q}.row_terms", "I8", np.zeros((96, 3), np.int8)), "dtype I8"),
     "integer norm": (LAST, replace("model.norm.weight", "I32", np.ones(92, "<i4")), "dtype I32"),
     "float embedding": (
         LAST,
@@ -186,7 +186,7 @@ CONFIG_DAMAGES = {
         {"format": "separable", "rows": 1},
     ]
     + [{"format": "row-group", "rows": 1, "columns": 6}, {"format": [1]}],
-    "terms": [None, {}, {"row_terms": 2, "column_terms": 2, "plane_terms": 4}, {"block_terms": 3}],
+    "terms": [None, {}, {"row_terms": 3, "column_terms": 3, "plane_terms": 4}, {"block_terms": 3}],
     "rotation": [1, {}, {"kind": "hadamard", "max_block": 8}, {"kind": "fourier", "max_block": 4}]
     + [{"kind": "hadamard", "max_block": True}, {"kind": "hadamard", "max_block": 1 << 70}],
     "shared_input_groups": [None, [], [["a", "b"]]],

@@ -40,7 +40,8 @@ def quantize(
     """Return one weight for each float32 (N_i, K) matrix of an input group, with its own bits.
 
     `hessian` float32 (K, K) holds the second moments of the group's activation, `importance` the
-    weight of each matrix's output error; scales are refitted `rounds` times. The weights share the rotation and `column_terms`.
+    weight of each matrix's output error; scales are refitted `rounds` times. The weights share the
+    rotation and `column_terms`.
     """
     inputs = matrices[0].shape[1]
     rotation = make_rotation(inputs, settings)

@@ -1,0 +1,101 @@
+"""The verb `quantize`: parse, call the workflow, print."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shiftadd_tvm import options
+from shiftadd_tvm.console import Console
+from shiftadd_tvm.interruption import leaving
+
+Bits = Annotated[
+    str, typer.Option(metavar="B", help="Bits per weight, 1 to 4, or an average such as 2.2.")
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Quantizer: shiftadd (calibrated; the default for separable scales) or alternating "
+        "(data-free).",
+    ),
+]
+Mixed = Annotated[
+    bool, typer.Option("--mixed/--uniform", help="Give each linear its own bits, or all the same.")
+]
+Calib = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Calibration text, .txt or .jsonl; without it the model writes its own.",
+    ),
+]
+CalibTokens = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Tokens of calibration; default: by the effort."),
+]
+Scales = Annotated[
+    str,
+    typer.Option(metavar="FORMAT", help="Scales: separable, row-group, column-wise, block-wise."),
+]
+Rotation = Annotated[bool, typer.Option(help="Rotate inputs by Hadamard blocks.")]
+EmbeddingBits = Annotated[
+    int, typer.Option(metavar="8|16", help="Embedding and head: 8 bits, or as they are (16).")
+]
+Resume = Annotated[bool, typer.Option(help="Go on after an interrupted run.")]
+MaxMemory = Annotated[
+    float | None,
+    typer.Option(metavar="GB", help="Refuse before the work if it would need more memory."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")]
+
+
+def quantize(
+    source: options.Source,
+    output: options.Output = None,
+    bits: Bits = "4",
+    method: Method = None,
+    effort: options.Effort = "normal",
+    mixed: Mixed = True,
+    calib: Calib = None,
+    calib_tokens: CalibTokens = None,
+    scales: Scales = "separable",
+    rotation: Rotation = True,
+    embedding_bits: EmbeddingBits = 16,
+    seed: options.Seed = 0,
+    resume: Resume = True,
+    max_memory: MaxMemory = None,
+    force: options.Force = False,
+    dry_run: DryRun = False,
+    config: options.Config = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Quantize a checkpoint into a packed model."""
+    from shiftadd_tvm import presentation, workflow
+
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    settings = workflow.make_settings(
+        bits=options.parse_bits(bits),
+        effort=effort,
+        mixed=mixed,
+        calibration_text=None if calib is None else str(calib),
+        calibration_tokens=calib_tokens,
+        scale_format=scales,
+        embedding_bits=embedding_bits,
+        seed=seed,
+        **({} if rotation else {"max_rotation": 0}),
+        **({} if method is None else {"method": method}),
+    )
+    with leaving("nothing was written"):
+        plan = workflow.plan_quantize(source, output, settings, config=config)
+        needed = workflow.check_memory(plan, max_memory)
+    console.table("plan", presentation.quantize_plan(source, plan, needed))
+    if dry_run:
+        console.result({**plan.fields, "output": str(plan.output)}, "")
+        return
+    with leaving(presentation.resumable(plan.output)), console.progress("quantizing") as progress:
+        report = workflow.run_quantize(plan, resume=resume, force=force, progress=progress)
+    fields = {**report.to_dict(), "output": str(plan.output)}
+    console.result(fields, presentation.quantize_summary(plan, report))

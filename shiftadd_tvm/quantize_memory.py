@@ -1,0 +1,42 @@
+"""How much memory `quantize` needs, by the sizes that decide: measured on small models, rounded up."""
+
+import math
+
+from shiftadd_tvm.families import Decoder
+from shiftadd_tvm.settings import QuantizeSettings
+
+BASE = 600_000_000  # Python with torch
+# bytes for each weight of the layers that are quantized together, or of the head, whose logits are
+# the golden ones
+PER_WEIGHT = 24
+PER_HEAD_WEIGHT = 12
+PER_MOMENT = 48  # of H: itself, rotated, ordered in float64, its factor and their inverses
+WINDOW = 512  # tokens that are tuned on together
+PER_TUNED_WEIGHT = 4
+PER_ACTIVATION = 4 * 3  # kept for the way back, with what is computed from it
+
+
+def peak(decoder: Decoder, settings: QuantizeSettings) -> int:
+    """Return the bytes that quantizing `decoder` needs at most, about."""
+    shapes = decoder.linear_shapes()
+    groups = [[shapes[name] for name in group.linears] for group in decoder.groups]
+    layer = max(sum(math.prod(shape) for shape in group) for group in groups)
+    head = decoder.vocabulary * decoder.hidden
+    plain = max(layer * PER_WEIGHT, head * PER_HEAD_WEIGHT)
+    if not settings.calibrated:
+        return BASE + plain
+    inputs = max(columns for _, columns in shapes.values())
+    tokens = settings.calibration_tokens or settings.amounts.tokens
+    states = tokens * decoder.hidden * 4
+    walk = 2 * states + sum(group[0][1] ** 2 for group in groups) * 4
+    coding = layer * PER_WEIGHT + inputs**2 * PER_MOMENT
+    tuning = _tuning(decoder, states) if settings.amounts.steps else 0
+    return BASE + max(plain, walk, coding, tuning)
+
+
+def _tuning(decoder: Decoder, states: int) -> int:
+    weights = decoder.layers * sum(math.prod(s) for s in decoder.linear_shapes().values())
+    head = decoder.vocabulary * decoder.hidden
+    widths = sum(rows + columns for rows, columns in decoder.linear_shapes().values())
+    activations = decoder.layers * WINDOW * widths * PER_ACTIVATION
+    return weights * PER_TUNED_WEIGHT + head * PER_HEAD_WEIGHT + activations + states

@@ -1,0 +1,161 @@
+"""`quantize` with calibration, whole: better than data-free, within its bits, resumable, same bytes."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import save_tiny
+
+from shiftadd_tvm import calibrated, quantization
+from shiftadd_tvm.checkpoint import open_checkpoint
+from shiftadd_tvm.dequantized import DequantizedModel
+from shiftadd_tvm.effort import Effort
+from shiftadd_tvm.errors import UsageError
+from shiftadd_tvm.packed import open_packed
+from shiftadd_tvm.quantization import plan, quantize
+from shiftadd_tvm.reference import ReferenceModel
+from shiftadd_tvm.settings import QuantizeSettings
+
+SETTINGS = QuantizeSettings(bits=2.5, method="shiftadd", calibration_tokens=96)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_amounts() -> Iterator[None]:
+    amounts = Effort(tokens=96, rounds=1, steps=12, gradient_windows=2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of tiny operators: more only wait for each other
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QuantizeSettings, "amounts", property(lambda self: amounts))
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "tiny"
+    return save_tiny(folder, dtype="BF16", max_position_embeddings=32)  # 32 tokens a window
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def divergence(source: Path, packed: Path) -> float:
+    """Return KL(original || packed), nats a token, on text that the calibration has not seen."""
+    ids = np.random.default_rng(9).integers(0, 259, (8, 32)).astype(np.int64)
+    logits = []
+    for weights in (open_checkpoint(source), DequantizedModel(open_packed(packed))):
+        model = ReferenceModel(weights)
+        logits.append(torch.log_softmax(model.logits(model.hidden(ids).reshape(256, -1)), 1))
+    return float((logits[0].exp() * (logits[0] - logits[1])).sum(1).mean())
+
+
+def test_better_than_data_free_at_the_same_bits(source: Path, tmp_path: Path) -> None:
+    report = quantize(source, tmp_path / "tuned", dataclasses.replace(SETTINGS, bits=2))
+    quantize(source, tmp_path / "plain", QuantizeSettings(bits=2))
+    assert divergence(source, tmp_path / "tuned") < divergence(source, tmp_path / "plain")
+    assert report.nominal_bits <= 2
+    assert all(layer.output_error is not None for layer in report.layers)
+    model = open_packed(tmp_path / "tuned")
+    calibration = model.quantization["calibration"]
+    assert calibration == {"data": "written by the model", "tokens": 96, "seed": 0}
+    assert {file.name for file in (tmp_path / "tuned").iterdir() if file.is_dir()} == set()
+
+
+def test_average_bits_are_kept_and_chosen(source: Path, tmp_path: Path) -> None:
+    report = quantize(source, tmp_path / "out", SETTINGS)
+    bits = [layer.bits for layer in report.layers]
+    sizes = [int(np.prod(layer["shape"])) for layer in plan(source, SETTINGS)["layers"]]  # type: ignore[attr-defined]
+    assert np.dot(bits, sizes) <= 2.5 * sum(sizes) + 1e-6
+    assert np.dot(bits, sizes) > 2.3 * sum(sizes) and len(set(bits)) > 1
+    assert open_packed(tmp_path / "out").quantization["bits"] == report.nominal_bits
+
+
+def test_uniform_bits_when_asked(source: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, bits=3, mixed=False)
+    assert {layer.bits for layer in quantize(source, tmp_path / "out", settings).layers} == {3}
+
+
+class _Stopped(Exception):
+    pass
+
+
+STAGES = (
+    "calibration: model.layers.1",
+    "gradients",
+    "sensitivity: model.layers.1",
+    "tuning: step 11",
+)
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("whole") / "out"
+    quantize(source, output, SETTINGS)
+    return output
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_interrupted_run_goes_on_to_the_same_bytes(
+    source: Path, whole: Path, tmp_path: Path, stage: str
+) -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        if what.startswith(stage):
+            raise _Stopped
+
+    with pytest.raises(_Stopped):
+        quantize(source, tmp_path / "out", SETTINGS, progress=stop)
+    seen: list[str] = []
+    quantize(source, tmp_path / "out", SETTINGS, progress=lambda d, t, what: seen.append(what))
+    assert contents(tmp_path / "out") == contents(whole)
+    assert "calibration text" not in seen
+
+
+def test_progress_only_grows_and_ends(source: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    quantize(source, tmp_path / "out", SETTINGS, progress=lambda d, t, what: seen.append((d, t)))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_another_text_of_the_same_name_starts_anew(source: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    settings = dataclasses.replace(SETTINGS, calibration_text=str(text))
+
+    def stop(done: int, total: int, what: str) -> None:
+        if what.startswith("sensitivity"):
+            raise _Stopped
+
+    text.write_text("one stone after the other " * 100)
+    with pytest.raises(_Stopped):
+        quantize(source, tmp_path / "out", settings, progress=stop)
+    text.write_text("no notion of another note " * 100)
+    seen: list[str] = []
+    quantize(source, tmp_path / "out", settings, progress=lambda d, t, what: seen.append(what))
+    assert seen[0] == "calibration text"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"bits": 0.5}, "bits = 0.5"),
+        ({"bits": 4.5}, "bits = 4.5"),
+        ({"method": "alternating"}, "bits = 2.5"),
+        ({"effort": "heroic"}, "effort = 'heroic'"),
+        ({"scale_format": "column-wise"}, "scale format = 'column-wise'"),
+        ({"calibration_tokens": 0}, "calibration tokens = 0"),
+    ],
+)
+def test_settings_that_cannot_be_used(fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        dataclasses.replace(SETTINGS, **fields)
+
+
+def test_stages_have_work() -> None:
+    work = quantization.stage_work(SETTINGS)
+    assert set(work) == {"measure", "allocate", "code", "tune", "end"} and work["tune"] > 0
+    assert calibrated.widths(2.2) == [1, 2, 3, 4] and calibrated.widths(4) == [3, 4]
+    assert calibrated.widths(1) == [1, 2] and calibrated.widths(3) == [2, 3, 4]

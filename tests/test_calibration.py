@@ -1,0 +1,138 @@
+"""What calibration measures, against the plain model run whole; and the texts that it takes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from models import save_tiny
+
+from shiftadd_tvm import calibration_text, families, reference
+from shiftadd_tvm.calibration import Calibration, gradient_energies
+from shiftadd_tvm.checkpoint import open_checkpoint
+from shiftadd_tvm.checkpoint_base import Checkpoint
+from shiftadd_tvm.errors import BadFileError, UsageError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    with reference.one_thread():  # of tiny operators: more only wait for each other
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(save_tiny(tmp_path_factory.mktemp("source") / "tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Checkpoint) -> transformers.PreTrainedModel:
+    return transformers.AutoModelForCausalLM.from_pretrained(checkpoint.path).eval()
+
+
+def windows(count: int = 5, length: int = 24) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 259, (count, length)).astype(np.int64)
+
+
+def test_moments_and_states_are_those_of_the_whole_model(
+    checkpoint: Checkpoint, model: transformers.PreTrainedModel
+) -> None:
+    ids = windows()
+    decoder = families.read_config(checkpoint.config)
+    seen: dict[str, torch.Tensor] = {}
+    leaders = [group[0] for group in decoder.input_groups()]
+    for path in leaders:
+        hook = lambda module, inputs, path=path: seen.__setitem__(path, inputs[0])
+        model.get_submodule(path).register_forward_pre_hook(hook)
+    with torch.no_grad():
+        states = model.base_model(torch.from_numpy(ids)).last_hidden_state
+    walk = Calibration(checkpoint, ids)
+    for block in decoder.blocks():
+        for path, moment in walk.run(block).items():
+            x = seen.pop(path).reshape(-1, moment.shape[0]).double()
+            torch.testing.assert_close(moment.double(), x.T @ x / ids.size, rtol=1e-4, atol=1e-5)
+    assert not seen
+    torch.testing.assert_close(walk.finish(), states, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_are_those_of_the_whole_model(
+    checkpoint: Checkpoint, model: transformers.PreTrainedModel
+) -> None:
+    ids = windows(6)
+    decoder = families.read_config(checkpoint.config)
+    linears = [f"{block}.{name}" for block in decoder.blocks() for name in decoder.linear_shapes()]
+    outputs: dict[str, torch.Tensor] = {}
+    handles = []
+    for path in linears:
+
+        def keep(module: object, inputs: object, output: torch.Tensor, path: str = path) -> None:
+            output.retain_grad()
+            outputs[path] = output
+
+        handles.append(model.get_submodule(path).register_forward_hook(keep))
+    logits = model(torch.from_numpy(ids)).logits[:, :-1]
+    targets = torch.from_numpy(ids[:, 1:]).reshape(-1)
+    torch.nn.functional.cross_entropy(
+        logits.reshape(len(targets), -1), targets, reduction="sum"
+    ).backward()
+    for handle in handles:
+        handle.remove()
+    found = gradient_energies(checkpoint, ids)
+    assert sorted(found) == sorted(linears)
+    for path, energy in found.items():
+        slope = outputs[path].grad
+        assert slope is not None
+        expected = float(slope.square().sum() / slope.shape[-1] / ids.size)
+        assert energy == pytest.approx(expected, rel=1e-3)
+
+
+def test_text_is_cut_into_windows_of_its_own_tokens(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    text = "a stone, a note, another notion; " * 200
+    data = calibration_text.from_text(checkpoint, text, 1024, seed=1)
+    again = calibration_text.from_text(checkpoint, text, 1024, seed=1)
+    assert data.windows.shape == (4, 256) and np.array_equal(data.windows, again.windows)
+    assert data.description["tokens"] == 1024 and len(str(data.description["sha256"])) == 64
+    short = calibration_text.from_text(checkpoint, "a stone", 1024, seed=1)
+    assert 2 <= short.windows.size < 16
+
+
+def test_model_writes_its_own_text(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(save_tiny(tmp_path / "tiny"))
+    checkpoint.config["max_position_embeddings"] = 32  # a window is as long
+    data = calibration_text.written_by(checkpoint, 80, seed=3)
+    assert data.windows.shape == (2, 32)
+    assert np.array_equal(data.windows, calibration_text.written_by(checkpoint, 80, 3).windows)
+    assert not np.array_equal(data.windows, calibration_text.written_by(checkpoint, 80, 4).windows)
+    assert data.windows.min() >= 0 and data.windows.max() < 259
+
+
+def test_json_lines_give_their_texts(tmp_path: Path) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "one"}\n\n{"text": "two", "id": 3}\n')
+    assert calibration_text.read_text(path) == "one\n\ntwo"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("text.jsonl", b'{"text": "one"}\n{"words": 3}\n', "line 2: expected a JSON object"),
+        ("text.jsonl", b"[1]\n", "line 1"),
+        ("text.jsonl", b'{"text": 1}\n', "line 1"),
+        ("text.txt", b"\xff\xfe\x00", "not UTF-8"),
+        ("nothing.txt", None, "No such file"),
+    ],
+)
+def test_bad_text_is_refused(
+    tmp_path: Path, name: str, content: bytes | None, sentence: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadFileError, match=sentence):
+        calibration_text.read_text(tmp_path / name)
+
+
+def test_empty_text_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(UsageError, match="fewer than two tokens"):
+        calibration_text.from_text(checkpoint, "", 100, 0)
