@@ -54,14 +54,15 @@ def divergence(source: Path, packed: Path) -> float:
 
 
 def test_better_than_data_free_at_the_same_bits(source: Path, tmp_path: Path) -> None:
-    report = quantize(source, tmp_path / "tuned", dataclasses.replace(SETTINGS, bits=2))
+    settings = dataclasses.replace(SETTINGS, bits=2, calibration_tokens=2048)
+    report = quantize(source, tmp_path / "tuned", settings)
     quantize(source, tmp_path / "plain", QuantizeSettings(bits=2))
     assert divergence(source, tmp_path / "tuned") < divergence(source, tmp_path / "plain")
     assert report.nominal_bits <= 2
     assert all(layer.output_error is not None for layer in report.layers)
     model = open_packed(tmp_path / "tuned")
     calibration = model.quantization["calibration"]
-    assert calibration == {"data": "written by the model", "tokens": 96, "seed": 0}
+    assert calibration == {"data": "written by the model", "tokens": 2048, "seed": 0}
     assert {file.name for file in (tmp_path / "tuned").iterdir() if file.is_dir()} == set()
 
 
