@@ -21,7 +21,8 @@ typedef struct {
 typedef int (*Task)(int task_id, Group* group, void* data);
 
 static void fail(const char* what) {
-  fprintf(stderr, "emulated: %s\n", what);
+  fputs("emulated: ", stderr);
+  fputs(what, stderr);
   exit(1);
 }
 
@@ -48,7 +49,7 @@ static int parallel_launch(Task task, void* data, int tasks) {
 }
 
 void TVMFFIErrorSetRaisedFromCStrParts(const char* kind, const char** parts, int32_t count) {
-  for (int32_t i = 0; i < count; ++i) fprintf(stderr, "%s", parts[i]);
+  for (int32_t i = 0; i < count; ++i) fputs(parts[i], stderr);
   fail(kind);
 }
 

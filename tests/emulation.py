@@ -1,4 +1,4 @@
-"""Run kernels that are compiled for another machine: as one static program, by qemu."""
+"""Run kernels that are compiled for another machine: as one static program, by qemu or Bochs."""
 
 import dataclasses
 import importlib.util
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import bochs
 import kernels
 import numpy as np
 import tvm
@@ -33,8 +34,18 @@ def compiler(machine: str) -> list[str]:
 
 
 def emulator(machine: str) -> str:
-    """Return qemu's user mode emulator for programs of `machine`; empty if there is none."""
+    """Return what emulates `machine`: Bochs, or qemu's user mode; empty if there is none."""
+    if machine == bochs.MACHINE:
+        return shutil.which("bochs") or ""
     return shutil.which(f"qemu-{machine}") or shutil.which(f"qemu-{machine}-static") or ""
+
+
+def lacks(machine: str) -> str:
+    """Return what is missing to emulate `machine`, in words; empty if nothing is."""
+    if not emulator(machine):
+        name = "bochs" if machine == bochs.MACHINE else "qemu-user"
+        return f"nothing emulates {machine} (Debian: apt-get install {name})"
+    return "" if compiler(machine) else f"nothing compiles C for {machine} (pip install ziglang)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +90,7 @@ class Program:
             *("-I", tvm_ffi.libinfo.find_dlpack_include_path()),
             *(str(HARNESS), str(compile_object(kernels_, target, folder / "kernels.o"))),
             *("-lm", "-o", str(folder / "program")),
+            *(bochs.BUILD if target.machine == bochs.MACHINE else ()),
         ]
         child = subprocess.run(command, capture_output=True, text=True, check=False)
         assert child.returncode == 0, child.stderr
@@ -97,12 +109,19 @@ class Program:
                 code, bits = TYPE_CODES[array.dtype.kind], array.dtype.itemsize * 8
                 file.write(struct.pack("<3q", code, bits, array.ndim))
                 file.write(struct.pack(f"<{array.ndim}q", *array.shape) + array.tobytes())
-        command = [emulator(self._machine), self._folder / "program", name, operands, results]
-        child = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert child.returncode == 0, child.stderr
+        self._emulate(name, operands, results)
         content, found = results.read_bytes(), []
         for array in like:
             part, content = content[: array.nbytes], content[array.nbytes :]
             found.append(np.frombuffer(part, array.dtype).reshape(array.shape))
         assert not content
         return found
+
+    def _emulate(self, name: str, operands: Path, results: Path) -> None:
+        program, command = self._folder / "program", emulator(self._machine)
+        if self._machine == bochs.MACHINE:
+            bochs.run(command, program, name, operands, results)
+            return
+        words = [command, program, name, operands, results]
+        child = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert child.returncode == 0, child.stderr
