@@ -11,8 +11,6 @@ import struct
 import subprocess
 from pathlib import Path
 
-from elftools.elf.elffile import ELFFile
-
 from shiftadd_tvm.backend import Backend
 
 HERE = Path(__file__).parent
@@ -48,6 +46,8 @@ def without_gathers(target: Backend) -> Backend:
 
 def load(program: Path, data: bytes) -> tuple[bytes, bytes]:
     """Return a PC's ROM and its disk: what is to lie in memory from PROGRAM on, `data` at the end."""
+    from elftools.elf.elffile import ELFFile  # an extra, which few tests need
+
     elf = ELFFile(io.BytesIO(program.read_bytes()))
     parts = [part for part in elf.iter_segments() if part["p_type"] == "PT_LOAD"]
     end = max(part["p_vaddr"] + part["p_memsz"] for part in parts)

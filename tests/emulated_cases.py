@@ -1,7 +1,5 @@
 """What is run in emulation, on every preset that no machine of ours runs: operators and operands."""
 
-from pathlib import Path
-
 import kernels
 import numpy as np
 import pytest
@@ -41,12 +39,12 @@ def kernel_of(op: str, shape: Shape, preset: Backend) -> PrimFunc:
     return kernels.op_function(op, case.compute, case.arrays, symbolic)
 
 
-def build(drawn: dict[str, tuple[str, Shape]], preset: Backend, folder: Path) -> Program:
+def build(drawn: dict[str, tuple[str, Shape]], preset: Backend) -> Program:
     """Return a program with these kernels; skip the test where nothing emulates or links it."""
     if missing := lacks(preset.machine):
         pytest.skip(missing)
     functions = {name: kernel_of(*what, preset) for name, what in drawn.items()}
-    return Program(functions, preset, folder)
+    return Program(functions, preset)
 
 
 def check(program: Program, name: str, op: str, shape: Shape, preset: Backend) -> None:

@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -84,17 +85,18 @@ def _operand(value: np.ndarray | int) -> bytes:
 class Program:
     """Kernels linked into a program for another machine."""
 
-    def __init__(self, functions: Mapping[str, PrimFunc], target: Backend, folder: Path) -> None:
-        """Compile and link; `folder` holds the program and what it reads and writes."""
-        self._folder, self._machine = folder, target.machine
+    def __init__(self, functions: Mapping[str, PrimFunc], target: Backend) -> None:
+        """Compile and link, in a folder that goes when the program goes."""
+        self._kept = tempfile.TemporaryDirectory()
+        self._folder, self._machine = Path(self._kept.name), target.machine
         names = " ".join(f"X({name})" for name in functions)
         command = [
             *compiler(target.machine),
             *("-static", "-O1", "-std=c11", f"-DKERNELS(X)={names}"),
             *("-I", tvm_ffi.libinfo.find_include_path()),
             *("-I", tvm_ffi.libinfo.find_dlpack_include_path()),
-            *(str(HARNESS), *map(str, _objects(functions, target, folder))),
-            *("-lm", "-o", str(folder / "program")),
+            *(str(HARNESS), *map(str, _objects(functions, target, self._folder))),
+            *("-lm", "-o", str(self._folder / "program")),
             *(bochs.BUILD if target.machine == bochs.MACHINE else ()),
         ]
         child = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -4,9 +4,7 @@ It runs here, or in emulation if SHIFTADD_EMULATE names a preset (`make prove TA
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,14 +56,6 @@ def op_function(
     return found
 
 
-def _emulated(function: tirx.PrimFunc, target: Backend) -> Program:
-    """Return a program with the kernel `kernel`, in a folder that goes with the program."""
-    folder = tempfile.TemporaryDirectory()
-    program = Program({"kernel": function}, target, Path(folder.name))
-    program.folder = folder
-    return program
-
-
 def _results(function: tirx.PrimFunc, given: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return arrays as `function` fills them for the arrays `given`."""
     sizes = {
@@ -96,7 +86,7 @@ def compile_op(
     target = preset if isinstance(preset, Backend) else backend.load(preset or PRESETS[0])
     if target.name == EMULATED:
         function = op_function(op, te_function, arrays, symbolic)
-        program = _emulated(function, target)
+        program = Program({"kernel": function}, target)
 
         def emulate(*given: np.ndarray) -> Any:
             found = program.run("kernel", given, _results(function, given))
@@ -131,7 +121,7 @@ def compile_tir(function: tirx.PrimFunc, preset: str = "") -> Callable[..., None
     """Return a TIR operator compiled with its schedule, as a function that updates its arrays."""
     preset_ = backend.load(preset or PRESETS[0])
     if preset_.name == EMULATED:
-        program = _emulated(function, preset_)
+        program = Program({"kernel": function}, preset_)
 
         def emulate(*given: np.ndarray | int) -> None:
             arrays = [value for value in given if isinstance(value, np.ndarray)]

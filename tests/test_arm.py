@@ -21,8 +21,8 @@ ARM = backend.load("arm")
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    return emulated_cases.build(DRAWN, ARM, tmp_path_factory.mktemp("arm"))
+def program() -> Program:
+    return emulated_cases.build(DRAWN, ARM)
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -30,8 +30,8 @@ CASES = DRAWN | ODD
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
-    return emulated_cases.build(CASES, AVX512, tmp_path_factory.mktemp("avx512"))
+def program() -> Program:
+    return emulated_cases.build(CASES, AVX512)
 
 
 @pytest.mark.parametrize("name", CASES)
