@@ -6,7 +6,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import bochs
@@ -18,7 +18,6 @@ from tvm.tirx import PrimFunc
 
 from shiftadd_tvm import pipeline
 from shiftadd_tvm.backend import Backend
-from shiftadd_tvm.ops import OP
 
 HARNESS = Path(__file__).with_name("emulated.c")
 TYPE_CODES = {"i": 0, "u": 1, "f": 2}  # DLPack's
@@ -58,21 +57,6 @@ def compile_object(functions: Mapping[str, PrimFunc], target: Backend, path: Pat
     return path
 
 
-def _objects(functions: Mapping[str, PrimFunc], target: Backend, folder: Path) -> Iterator[Path]:
-    """Yield object files with all functions, compiled as their emulator can run them."""
-    gathering = {
-        name: function
-        for name, function in functions.items()
-        if target.machine == bochs.MACHINE and function.attrs[OP] in bochs.GATHERING
-    }
-    others = {name: made for name, made in functions.items() if name not in gathering}
-    if gathering:
-        preset = bochs.without_gathers(target)
-        yield compile_object(gathering, preset, folder / "gathering.o")
-    if others:
-        yield compile_object(others, target, folder / "kernels.o")
-
-
 def _operand(value: np.ndarray | int) -> bytes:
     """Return an operand as `emulated.c` reads it: a tensor, or a number of no axes at all."""
     if not isinstance(value, np.ndarray):
@@ -88,14 +72,15 @@ class Program:
     def __init__(self, functions: Mapping[str, PrimFunc], target: Backend) -> None:
         """Compile and link, in a folder that goes when the program goes."""
         self._kept = tempfile.TemporaryDirectory()
-        self._folder, self._machine = Path(self._kept.name), target.machine
+        self._folder, self._target = Path(self._kept.name), target
+        self._functions, self._others = functions, dict[str, Program]()
         names = " ".join(f"X({name})" for name in functions)
         command = [
             *compiler(target.machine),
             *("-static", "-O1", "-std=c11", f"-DKERNELS(X)={names}"),
             *("-I", tvm_ffi.libinfo.find_include_path()),
             *("-I", tvm_ffi.libinfo.find_dlpack_include_path()),
-            *(str(HARNESS), *map(str, _objects(functions, target, self._folder))),
+            *(str(HARNESS), str(compile_object(functions, target, self._folder / "kernels.o"))),
             *("-lm", "-o", str(self._folder / "program")),
             *(bochs.BUILD if target.machine == bochs.MACHINE else ()),
         ]
@@ -119,7 +104,10 @@ class Program:
         parts = [struct.pack("<2q", len(operands), results), *map(_operand, operands)]
         given.write_bytes(b"".join(parts))
         made.unlink(missing_ok=True)
-        self._emulate(name, given, made)
+        try:
+            self._emulate(name, given, made)
+        except bochs.RefusedGather:
+            return self._without_gathers(name).call(name, operands, results)
         content, found = made.read_bytes(), []
         for array in operands[len(operands) - results :]:
             if isinstance(array, np.ndarray):
@@ -128,9 +116,16 @@ class Program:
         assert not content
         return found
 
+    def _without_gathers(self, name: str) -> "Program":
+        target = bochs.without_gathers(self._target)
+        assert target != self._target, f"{name} gathers all the same"
+        if name not in self._others:
+            self._others[name] = Program({name: self._functions[name]}, target)
+        return self._others[name]
+
     def _emulate(self, name: str, operands: Path, results: Path) -> None:
-        program, command = self._folder / "program", emulator(self._machine)
-        if self._machine == bochs.MACHINE:
+        program, command = self._folder / "program", emulator(self._target.machine)
+        if self._target.machine == bochs.MACHINE:
             bochs.run(command, program, name, operands, results)
             return
         words = [command, program, name, operands, results]
