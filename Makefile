@@ -23,6 +23,8 @@ INSTALL := $(PIP) install --quiet --disable-pip-version-check --constraint const
 PEERS := matplotlib onnxruntime
 # these compile operators by tests/kernels.py
 OPERATOR_TESTS := $(patsubst %,tests/test_%.py,ops ops_hostile lut attention sample)
+# three terms a column, read 3 bytes apart: Bochs 2.7 refuses the scatter, and reads wrong places (docs/design.md)
+NOT_IN_BOCHS := --deselect 'tests/test_ops_hostile.py::test_sums_of_terms_of_hostile_values[x86-avx512]'
 PACKAGING := pyproject.toml setup.py constraints.txt
 
 .DEFAULT_GOAL := help
@@ -53,7 +55,7 @@ test: .venv/.installed-dev ## run the tests
 
 # needs what .ci/run installs: bochs and bochs-term, or qemu-user
 prove: .venv/.installed-dev ## run all tests of operators on TARGET in emulation: some minutes
-	SHIFTADD_EMULATE="$(or $(TARGET),x86-avx512)" $(BIN)/pytest $(OPERATOR_TESTS) $(ARGS)
+	SHIFTADD_EMULATE="$(or $(TARGET),x86-avx512)" $(BIN)/pytest $(OPERATOR_TESTS) $(NOT_IN_BOCHS) $(ARGS)
 
 # mypy and import-linter need `shiftadd_tvm.schedules` where the wheel has it, so they check the
 # tree that the wheel would hold.
