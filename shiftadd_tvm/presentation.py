@@ -190,7 +190,8 @@ def operations(kernels: Mapping[str, Mapping[str, object]]) -> str:
     for name, counts in kernels.items():
         calls = counts["calls"]
         assert isinstance(calls, list)
-        verdict = "yes" if counts["multiplication_free"] else "no"
+        free = counts["multiplication_free"]
+        verdict = "undecided" if free is None else "yes" if free else "no"
         note = f" (calls {', '.join(calls)})" if calls else ""
         cells = [str(counts[key]) for key in (*OPERATIONS, "instructions")]
         operator = name.rstrip("0123456789")
@@ -203,6 +204,7 @@ def operations(kernels: Mapping[str, Mapping[str, object]]) -> str:
     head = "instructions of the loop that runs most, by class; verdict over all code of the kernel"
     return "\n".join([head, *(_aligned(row, widths) for row in rows)])
 
+        note += "" if counts["loop_decided"] else " (the loop is undecided)"
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
     """Return cells in columns: the first and last to the left, numbers to the right."""
