@@ -65,7 +65,7 @@ def quantize_summary(plan: "QuantizePlan", report: "QuantizeReport") -> str:
     return f"packed model {plan.output}\n{_rows(rows)}\nnext: {command}"
 
 
-def compile_plan(source: str, plan: "CompilePlan", verify: bool) -> Fields:
+def compile_plan(source: str, plan: "CompilePlan") -> Fields:
     """Return the plan's table."""
     backend, first = plan.backend, plan.quantize
     runs = backend.runs_here()
@@ -83,7 +83,7 @@ def compile_plan(source: str, plan: "CompilePlan", verify: bool) -> Fields:
     return rows | {
         "output": plan.output,
         "target": backend.name,
-        "verify": "against the packed model" if verify and runs else f"no{why}",
+        "verify": "against the packed model" if plan.settings.verify and runs else f"no{why}",
     }
 
 
@@ -193,6 +193,7 @@ def operations(kernels: Mapping[str, Mapping[str, object]]) -> str:
         free = counts["multiplication_free"]
         verdict = "undecided" if free is None else "yes" if free else "no"
         note = f" (calls {', '.join(calls)})" if calls else ""
+        note += "" if counts["loop_decided"] else " (the loop is undecided)"
         cells = [str(counts[key]) for key in (*OPERATIONS, "instructions")]
         operator = name.rstrip("0123456789")
         lines.setdefault((operator, *cells, verdict + note), []).append(name)
@@ -204,7 +205,6 @@ def operations(kernels: Mapping[str, Mapping[str, object]]) -> str:
     head = "instructions of the loop that runs most, by class; verdict over all code of the kernel"
     return "\n".join([head, *(_aligned(row, widths) for row in rows)])
 
-        note += "" if counts["loop_decided"] else " (the loop is undecided)"
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
     """Return cells in columns: the first and last to the left, numbers to the right."""

@@ -116,8 +116,8 @@ class Case:
         found = {**names, "lut_float_query": "lut_float_build"}.get(self.products[0])
         return [found] if found else []
 
-    def module(self) -> IRModule:
-        return graph.build(self.model, self.parameters, self.groups, self.activations)
+    def module(self, batches: tuple[int, ...] = graph.BATCHES) -> IRModule:
+        return graph.build(self.model, self.parameters, self.groups, self.activations, batches)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -300,7 +300,7 @@ def test_decode_and_prefill_reach_the_golden_logits(case: Case) -> None:
     model = case.model
     if case.products[0] == "lut_query" and case.stacks == APART and case.activations == "int16":
         pytest.skip("the compile gate does it")
-    executable, _ = pipeline.build(case.module(), backend.load(PRESET))
+    executable, _ = pipeline.build(case.module(batches=(1,)), backend.load(PRESET))
     machine, tensor = relax.VirtualMachine(executable, tvm.cpu()), tvm.runtime.tensor
     bundle = [tensor(np.ascontiguousarray(parameter.read())) for parameter in case.parameters]
     decoder, golden, pages = model.decoder, model.golden(), 4

@@ -8,7 +8,8 @@ from conftest import Tiny
 
 from shiftadd_tvm import backend, cpu, diagnosis, toolchain
 from shiftadd_tvm.artifact import LIBRARY, Artifact
-from shiftadd_tvm.compiler import CompileSettings, compile_model
+from shiftadd_tvm.compile_settings import CompileSettings
+from shiftadd_tvm.compiler import compile_model
 from shiftadd_tvm.errors import OutputError, UnsupportedError
 from shiftadd_tvm.kernel_inspection import count_library
 from shiftadd_tvm.packed import open_packed
@@ -94,10 +95,9 @@ def test_an_artifact_for_another_machine(tiny: Tiny, tmp_path: Path) -> None:
     """Not verified, since it cannot run here; the same bytes again; look-ups that do not multiply."""
     pytest.importorskip("ziglang")
     target = next(p for p in backend.presets().values() if p.machine == OTHER)
+    model, one = open_packed(tiny.packed), CompileSettings(sequences=1)
     for name in ("app", "again"):
-        report = compile_model(
-            open_packed(tiny.packed), tmp_path / name, target, CompileSettings(), version="test"
-        )
+        report = compile_model(model, tmp_path / name, target, one, version="test")
         assert report.verify is None and report.kernels["scheduled"] > 0
     manifest = Artifact(tmp_path / "app").manifest
     assert manifest["verified"] is False and manifest["target"]["machine"] == OTHER
