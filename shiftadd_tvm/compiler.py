@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from tvm import relax
 from tvm.ir import IRModule
-from tvm.tirx import IntImm
+from tvm.tirx import IntImm, PrimFunc
 
 from shiftadd_tvm import artifact, graph, parameters, pipeline, verification
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.compile_settings import BATCHES, CompileSettings
 from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.files import canonical_json, sha256, staged
+from shiftadd_tvm.ops import OP, lut_float
 from shiftadd_tvm.ops.attention import PAGE
 from shiftadd_tvm.packed import GOLDEN, PackedModel
 from shiftadd_tvm.tensorfile import ALIGNMENT, Source, stream_tensors
@@ -69,7 +70,7 @@ def compile_model(
     with staged(output, artifact.MANIFEST, force=force) as folder:
         progress("building the graph")
         module, found = relax_module(model, backend, settings.activations, settings.batches)
-        signatures = _signatures(module)
+        signatures, held = _signatures(module), held_as(module, settings.activations)
         progress("compiling kernels")
         executable, kernels = pipeline.build(module, backend, settings.dump_ir, logs)
         _link(executable, folder / artifact.LIBRARY, linker)
@@ -77,7 +78,9 @@ def compile_model(
         stream_tensors(folder / artifact.PARAMETERS, [_source(p) for p in found])
         _copy_files(model, folder)
         limits = _limits(context, settings.batches, lookup_rows(logs))
-        manifest = _manifest(model, backend, settings, limits, found, signatures, kernels, version)
+        manifest = _manifest(
+            model, backend, settings, held, limits, found, signatures, kernels, version
+        )
         manifest["files"] = _files(folder)
         result = _gate(folder, manifest, backend, settings, progress)
         progress("publishing")
@@ -106,6 +109,14 @@ def relax_module(
     groups = parameters.groups(model, backend.rows, activations)
     found = parameters.parameters(model, groups, backend.lanes, backend.rows)
     return graph.build(model, found, groups, activations, batches), found
+
+
+def held_as(module: IRModule, activations: str) -> str:
+    """Return the loosest format in which the look-ups of a module hold activations, where `activations`
+    was asked for: scales without a fast form leave them as they are."""
+    functions = (f for _, f in module.functions_items() if isinstance(f, PrimFunc))
+    rounded = any((f.attrs or {}).get(OP) == "lut_build" for f in functions)
+    return activations if rounded else lut_float.NAME
 
 
 def check_context(positions: int, wanted: int | None) -> int:
@@ -201,6 +212,7 @@ def _manifest(
     model: PackedModel,
     backend: Backend,
     settings: CompileSettings,
+    activations: str,
     limits: dict[str, object],
     found: list[parameters.Parameter],
     signatures: dict[str, object],
@@ -225,7 +237,7 @@ def _manifest(
             "tvm": backend.target,
         },
         "packed_order": backend.order,
-        "activations": {"lut_query": settings.activations},
+        "activations": {"lut_query": activations},
         "functions": signatures,
         "parameters": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found],
         "looked_up": looked_up(model, found),

@@ -92,6 +92,7 @@ VARIANTS = {
     ),
 }
 
+WITHOUT_FAST_FORM = {"row-group-fallback", "column-wise", "block-wise"}  # nothing is rounded
 EQUAL = RELATIVE["float32"]  # of what ways to compute the same may differ in, in any format
 
 
@@ -111,7 +112,6 @@ def build(
     assert report.verify is not None
     # the tolerance of int8 leaves no token of random weights decided: there the logits have to do
     assert report.verify["tokens_compared"] > 0 or activations == "int8"
-    assert Artifact(folder / "artifact").activations() == activations
     return folder / "artifact"
 
 
@@ -119,6 +119,9 @@ def build(
 def test_variant_passes_the_gate(name: str, tmp_path: Path) -> None:
     """Quantize, compile, verify, generate."""
     artifact = build(tmp_path, *VARIANTS[name])
+    asked = VARIANTS[name][3] if len(VARIANTS[name]) > 3 else "int16"
+    held = Artifact(artifact).activations()  # decides about the tolerance of the gate
+    assert held == ("float32" if name in WITHOUT_FAST_FORM else asked)
     session = Engine(artifact).session()
     assert len(list(session.generate([5, 6, 7], 4, Sampling(temperature=1.0, seed=1)))) <= 4
 
