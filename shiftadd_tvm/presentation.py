@@ -105,8 +105,19 @@ def compile_summary(plan: "CompilePlan", report: "CompileReport") -> str:
         rows["verified"] = "no"
     else:
         rows["verified"] = f"largest error of a logit {report.verify['max_logit_error']:.2g}"
-    command = f"shiftadd-tvm run {_path(plan.output)} --prompt 'The capital of France is'"
-    return f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {command}"
+    return f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {_after_compile(plan)}"
+
+
+def _after_compile(plan: "CompilePlan") -> str:
+    """Return what to do with an artifact: run it, or take it to a machine that can."""
+    place = _path(plan.output)
+    if plan.backend.runs_here():
+        return f"shiftadd-tvm run {place} --prompt 'The capital of France is'"
+    return (
+        f"copy {place} to a machine that can run {plan.backend.name} "
+        f"({', '.join([plan.backend.machine, *plan.backend.features])}), and there: "
+        f"shiftadd-tvm verify {_path(Path(plan.output.name))}"
+    )
 
 
 def tune_plan(plan: "TunePlan") -> Fields:
