@@ -11,6 +11,7 @@ Scores are vertical over a page's positions, outputs over the head's dimensions;
 both are small enough for registers. Written as TIR: the loops end where the sequence does.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -207,10 +208,11 @@ def _prefill(heads: int, kv_heads: int, head_dim: int):
                 peak = T.alloc_buffer((rows,), "float32")
                 weight = T.alloc_buffer((rows, PAGE), "float32")
                 fresh = T.alloc_buffer((1,), "float32")
-                h = T.bind(v // units)
+                # truncated, not floored: floored ones by a symbol cost TVM a second of proofs
+                h = T.bind(T.truncdiv(v, units))
                 # units from both ends in turn: the later a token, the more it sees, and threads get
                 # units that lie side by side
-                at = T.bind(v % units)
+                at = T.bind(T.truncmod(v, units))
                 unit = T.bind(T.if_then_else(at % 2 == 0, at // 2, units - 1 - at // 2))
                 held = T.bind(T.Cast("int32", T.min(n - unit * TOKENS, TOKENS)))  # tokens
                 first = T.bind(length[0] + T.Cast("int32", unit) * TOKENS)
@@ -331,6 +333,7 @@ def _combine(found, sums, peaks, out, i, h, g, parts, n, group, head_dim):
         out[i, (h * group + g) * head_dim + d] = total[d] / state[1]
 
 
+@functools.cache  # its inlined steps take half a second to parse
 def attend(heads: int, kv_heads: int, head_dim: int, sequence: bool):
     """Return the TIR function (queries (n, heads D), keys, values, table, length, layer, out)."""
     return (_prefill if sequence else _decode)(heads, kv_heads, head_dim)
