@@ -58,17 +58,13 @@ app.command()(quantize_command.quantize)
 def compile(
     source: options.CompileSource,
     output: options.Output = None,
-    target: Annotated[
-        str | None,
-        typer.Option(metavar="PRESET", help="Target preset (see targets); default: this machine."),
-    ] = None,
-    bits: Annotated[
-        str | None, typer.Option(metavar="B", help="Bits of a plain checkpoint: 1 to 4 (4).")
-    ] = None,
+    target: options.Target = None,
+    bits: options.CheckpointBits = None,
     context: Annotated[
         int | None,
         typer.Option(metavar="N", help="Most tokens of a sequence; default: up to 2048."),
     ] = None,
+    sequences: options.Sequences = 4,
     activations: options.Activations = "int16",
     verify: Annotated[
         bool, typer.Option(help="Compare the artifact with the packed model before publishing.")
@@ -93,9 +89,20 @@ def compile(
     whole = None if bits is None else options.parse_bits(bits)
     with leaving("nothing was written"):
         plan = workflow.plan_compile(
-            source, output, target=target, bits=whole, config=config, context=context, force=force
+            source,
+            output,
+            target=target,
+            bits=whole,
+            config=config,
+            force=force,
+            context=context,
+            sequences=sequences,
+            activations=activations,
+            verify=verify,
+            dump_ir=dump_ir,
+            tuning_log=tuning_log,
         )
-    console.table("plan", presentation.compile_plan(source, plan, verify))
+    console.table("plan", presentation.compile_plan(source, plan))
     if plan.quantize is not None:
         note = presentation.resumable(plan.packed)
         with leaving(note), console.progress("quantizing") as progress:
@@ -103,16 +110,7 @@ def compile(
     count = STAGES if verify and plan.backend.runs_here() else STAGES - 1
     note = "no artifact was written"
     with leaving(note), console.stages("compiling", count) as stage:
-        report = workflow.run_compile(
-            plan,
-            context=context,
-            activations=activations,
-            verify=verify,
-            dump_ir=dump_ir,
-            tuning_log=tuning_log,
-            force=force,
-            progress=stage,
-        )
+        report = workflow.run_compile(plan, force=force, progress=stage)
     fields = {**presentation.compile_fields(report), "output": str(plan.output)}
     console.result(fields, presentation.compile_summary(plan, report))
 

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from tvm import relax
 from tvm.ir import IRModule
-from tvm.tirx import IntImm
+from tvm.tirx import IntImm, PrimFunc
 
 from shiftadd_tvm import artifact, graph, parameters, pipeline, verification
 from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.compile_settings import BATCHES, CompileSettings
 from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.files import canonical_json, sha256, staged
+from shiftadd_tvm.ops import OP, lut_float
 from shiftadd_tvm.ops.attention import PAGE
 from shiftadd_tvm.packed import GOLDEN, PackedModel
 from shiftadd_tvm.tensorfile import ALIGNMENT, Source, stream_tensors
@@ -32,17 +34,6 @@ LINK_ROOM = 64 << 20  # bytes of disk to have free for object files and model.so
 
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class CompileSettings:
-    """What a user may choose: the context, the format of look-ups, and whether the gate runs."""
-
-    context: int | None = None  # None: the model's own, at most DEFAULT_CONTEXT
-    activations: str = artifact.ACTIVATIONS[0]  # the format of look-ups
-    verify: bool = True
-    dump_ir: Path | None = None
-    tuning_log: Path | None = None  # looked up before the user's cache and the shipped logs
 
 
 @dataclass(frozen=True)
@@ -78,16 +69,18 @@ def compile_model(
     logs = open_logs(backend.name, settings.tuning_log)
     with staged(output, artifact.MANIFEST, force=force) as folder:
         progress("building the graph")
-        module, found = relax_module(model, backend, settings.activations)
-        signatures = _signatures(module)
+        module, found = relax_module(model, backend, settings.activations, settings.batches)
+        signatures, held = _signatures(module), held_as(module, settings.activations)
         progress("compiling kernels")
         executable, kernels = pipeline.build(module, backend, settings.dump_ir, logs)
         _link(executable, folder / artifact.LIBRARY, linker)
         progress("packing parameters")
         stream_tensors(folder / artifact.PARAMETERS, [_source(p) for p in found])
         _copy_files(model, folder)
-        limits = _limits(context, lookup_rows(logs))
-        manifest = _manifest(model, backend, settings, limits, found, signatures, kernels, version)
+        limits = _limits(context, settings.batches, lookup_rows(logs))
+        manifest = _manifest(
+            model, backend, settings, held, limits, found, signatures, kernels, version
+        )
         manifest["files"] = _files(folder)
         result = _gate(folder, manifest, backend, settings, progress)
         progress("publishing")
@@ -103,15 +96,27 @@ def compile_model(
 
 
 def relax_module(
-    model: PackedModel, backend: Backend, activations: str
+    model: PackedModel,
+    backend: Backend,
+    activations: str,
+    batches: tuple[int, ...] = BATCHES,
 ) -> tuple[IRModule, list[parameters.Parameter]]:
     """Return the module that is compiled for `backend`, and the parameters of its functions.
 
-    `activations` is the format of look-ups, one of `ACTIVATIONS`.
+    `activations` is the format of look-ups, one of `ACTIVATIONS`; `batches` says how many sequences
+    each decode function takes.
     """
     groups = parameters.groups(model, backend.rows, activations)
     found = parameters.parameters(model, groups, backend.lanes, backend.rows)
-    return graph.build(model, found, groups, activations), found
+    return graph.build(model, found, groups, activations, batches), found
+
+
+def held_as(module: IRModule, activations: str) -> str:
+    """Return the loosest format in which the look-ups of a module hold activations, where `activations`
+    was asked for: scales without a fast form leave them as they are."""
+    functions = (f for _, f in module.functions_items() if isinstance(f, PrimFunc))
+    rounded = any((f.attrs or {}).get(OP) == "lut_build" for f in functions)
+    return activations if rounded else lut_float.NAME
 
 
 def check_context(positions: int, wanted: int | None) -> int:
@@ -207,6 +212,7 @@ def _manifest(
     model: PackedModel,
     backend: Backend,
     settings: CompileSettings,
+    activations: str,
     limits: dict[str, object],
     found: list[parameters.Parameter],
     signatures: dict[str, object],
@@ -222,7 +228,7 @@ def _manifest(
         "producer": {"shiftadd-tvm": version, **versions},
         "command": (
             f"compile --target {backend.name} --context {limits['context']} "
-            f"--activations {settings.activations}"
+            f"--sequences {settings.sequences} --activations {settings.activations}"
         ),
         "target": {
             "preset": backend.name,
@@ -231,7 +237,7 @@ def _manifest(
             "tvm": backend.target,
         },
         "packed_order": backend.order,
-        "activations": {"lut_query": settings.activations},
+        "activations": {"lut_query": activations},
         "functions": signatures,
         "parameters": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found],
         "looked_up": looked_up(model, found),
@@ -248,13 +254,15 @@ def _manifest(
     }
 
 
-def _limits(context: int, looked_up: int | None) -> dict[str, object]:
+def _limits(
+    context: int, batches: tuple[int, ...], looked_up: int | None
+) -> dict[str, object]:
     return {
         "context": context,
         "page": PAGE,
         "chunk": graph.CHUNK,
         "logit_rows": graph.LOGIT_ROWS,
-        "batches": list(graph.BATCHES),
+        "batches": list(batches),
         "lookup_rows": looked_up or 1,  # prompts up to this go through decode
     }
 

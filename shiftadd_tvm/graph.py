@@ -18,13 +18,13 @@ from tvm import relax, tirx
 from tvm.ir import IRModule
 
 from shiftadd_tvm import layers
+from shiftadd_tvm.compile_settings import BATCHES
 from shiftadd_tvm.ops import elementwise, read_memory
 from shiftadd_tvm.packed import PackedModel
 from shiftadd_tvm.parameters import Parameter
 
 CHUNK = 256  # rows of a prefill call at most: bounds the planned memory
 LOGIT_ROWS = 32
-BATCHES = (1, 2, 4)
 
 
 def build(
@@ -32,10 +32,12 @@ def build(
     found: list[Parameter],
     groups: dict[str, layers.Group],
     activations: str = "int16",
+    batches: tuple[int, ...] = BATCHES,
 ) -> IRModule:
     """Return the Relax module of a decoder over `found` and `groups` of `parameters.py`.
 
-    `activations` is the format of look-ups: a name of `lut.FORMATS`, or `lut_float.NAME`.
+    `activations` is the format of look-ups: a name of `lut.FORMATS`, or `lut_float.NAME`. There is a
+    decode function for each of `batches`.
     """
     types = {p.name: relax.TensorType(p.shape, p.dtype) for p in found}
     builder = layers.Builder(types)
@@ -43,9 +45,9 @@ def build(
     graph.embed()
     graph.prefill()
     graph.logits()
-    for batch in BATCHES:
+    for batch in batches:
         graph.decode(batch)
-    graph.sample()
+    graph.sample(max(batches))
     add_read_memory(builder)
     return builder.blocks.finalize()
 
@@ -102,7 +104,7 @@ class _DecoderGraph:
             x = self._blocks(self._embedded(ids), cache, batch, many=False)
             result(self._logits(x, many=False))
 
-    def sample(self) -> None:
+    def sample(self, rows: int) -> None:
         # bounded like the others: sizes that the planner left open would be computed in an order
         # that differs from run to run
         n, context = tirx.Var("n", "int64"), tirx.Var("context", "int64")
@@ -113,7 +115,7 @@ class _DecoderGraph:
             for name, (dtype, row) in layers.SAMPLING.items()
         }
         operands = [logits, *inputs.values()]
-        with self._b.function("sample", operands, max(BATCHES), parameters=False) as result:
+        with self._b.function("sample", operands, rows, parameters=False) as result:
             result(layers.sampled(self._b, logits, inputs, n, vocabulary))
 
     def _cache(self, sequences: int, sequence: bool) -> layers.Cache:

@@ -29,7 +29,10 @@ LINEAR = re.compile(r"(lut|gemm|dense|shift|hadamard|attend)(_[a-z]\w*)?\d*")
 HARMLESS = re.compile(
     r"(__)?TVM(FFIError\w+|Backend((Alloc|Free)Workspace|Parallel(Launch|Barrier)))|mem(cpy|set|move)"
 )
+STACK = frozenset({"rsp", "rbp", "sp", "x29"})  # registers that say where a function's stack is
+ADDRESS, DATA, HIDDEN = "address", "data", "hidden"  # what becomes of a product
 TURNS = 10  # of a loop, where nothing is known: as compilers estimate
+CLEAR = 1.5  # times the estimate of any other code: which loop runs most is decided
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class KernelCount:
     `loop` counts the loop that runs most, `whole` all code; `instructions` and `loop_bytes` are the
     loop's length, `loaded_bytes` what one turn reads. `data_instructions` leaves out what only
     touches general registers: addresses, counters, control. `foreign` are called functions whose
-    code is not in the library.
+    code is not in the library; `hidden` counts products of general registers in loops that go out of
+    sight on the stack: addresses or data. Not `decided`: other code may run as often as the loop.
     """
 
     name: str
@@ -50,15 +54,18 @@ class KernelCount:
     loop_bytes: int
     loaded_bytes: int
     foreign: tuple[str, ...]
+    hidden: int = 0
+    decided: bool = True
 
     @property
-    def multiplication_free(self) -> bool:
-        """Whether the code proves that no data are multiplied.
+    def multiplication_free(self) -> bool | None:
+        """True: the code proves that no data are multiplied; False: it multiplies data.
 
-        False where it multiplies, and where it holds or calls what cannot be read.
+        None: it is undecided, since the code holds, hides or calls what cannot be read.
         """
-        counts = (self.whole, self.loop)
-        return not self.foreign and not any(c[MULTIPLY] or c[UNKNOWN] for c in counts)
+        if self.whole[MULTIPLY] or self.loop[MULTIPLY]:
+            return False
+        return None if self.foreign or self.hidden or self.whole[UNKNOWN] else True
 
     def instructions_per_weight_bit(self, weight_bits: int) -> float:
         """Return instructions ÷ weight bits, given how many weight bits one turn of the loop covers."""
@@ -74,6 +81,8 @@ class KernelCount:
             "loaded_bytes": self.loaded_bytes,
             "whole": self.whole,
             "calls": list(self.foreign),
+            "hidden": self.hidden,
+            "loop_decided": self.decided,
             "multiplication_free": self.multiplication_free,
         }
 
@@ -125,9 +134,9 @@ def _count(code: Code, name: str, place: int) -> KernelCount:
     functions, foreign = _reached(code, place)
     loops = [(loop, function) for function in functions for loop in find_loops(function)]
     everything = [i for function in functions for i in function]
-    products = {i.address for loop, function in loops for i in _data_products(loop, function)}
-    innermost = [loop for loop, _ in loops if loop.innermost]
-    busiest = max(innermost, key=_work, default=Loop(tuple(everything), 0, True))
+    uses = {i.address: u for loop, function in loops for i, u in _products(loop, function)}
+    products = {address for address, use in uses.items() if use == DATA}
+    busiest, decided = _busiest([loop for loop, _ in loops], everything)
     whole, inner = _classes(everything, code), _classes(busiest.instructions, code)
     whole[MULTIPLY] += len(products)
     inner[MULTIPLY] += len(products & {i.address for i in busiest.instructions})
@@ -140,11 +149,32 @@ def _count(code: Code, name: str, place: int) -> KernelCount:
         loop_bytes=busiest.code_bytes,
         loaded_bytes=sum(i.loaded for i in busiest.instructions),
         foreign=tuple(sorted(foreign)),
+        hidden=sum(use == HIDDEN for use in uses.values()),
+        decided=decided,
     )
 
 
 def _classes(instructions: Iterable[Instruction], code: Code) -> Counter[str]:
     return Counter(key for i in instructions for key in classify(i, code.machine))
+
+
+def _busiest(loops: list[Loop], everything: list[Instruction]) -> tuple[Loop, bool]:
+    """Return the innermost loop that is estimated to run most vector instructions, and whether no other
+    code comes near it: how often loops turn is not known."""
+    innermost = [loop for loop in loops if loop.innermost]
+    found = max(innermost, key=_work, default=Loop(tuple(everything), 0, True))
+    rivals = [_work(_own(loop, loops)) for loop in loops if loop is not found]
+    return found, _work(found) >= CLEAR * max(rivals, default=0)
+
+
+def _own(loop: Loop, loops: list[Loop]) -> Loop:
+    """Return a loop without the loops that it holds."""
+    held: set[Instruction] = set()
+    for other in loops:
+        if set(other.instructions) < set(loop.instructions):
+            held.update(other.instructions)
+    own = tuple(i for i in loop.instructions if i not in held)
+    return Loop(own, loop.depth, loop.innermost)
 
 
 def _work(loop: Loop) -> int:
@@ -220,29 +250,33 @@ def _stub_name(code: Code, place: int | None) -> str:
     return hex(place)
 
 
-def _data_products(loop: Loop, function: Sequence[Instruction]) -> list[Instruction]:
-    """Return the products of general registers in a loop that are not addresses."""
+def _products(loop: Loop, function: Sequence[Instruction]) -> list[tuple[Instruction, str]]:
+    """Return the products of general registers in a loop, and what becomes of each."""
     products = filter(is_scalar_product, loop.instructions)
-    return [product for product in products if not _only_addresses(product, function)]
+    return [(product, _use(product, function)) for product in products]
 
 
-def _only_addresses(product: Instruction, function: Sequence[Instruction]) -> bool:
-    """Tell whether a product flows, through general registers, into the address of a load or store,
-    and nowhere into memory or a vector register."""
+def _use(product: Instruction, function: Sequence[Instruction]) -> str:
+    """Return what becomes of a product: `DATA` if it flows, through general registers, into memory or
+    a vector register, or into no address; else `HIDDEN` if it is kept on the stack, where it is lost
+    from sight; else `ADDRESS`."""
     placed = {i.address: i for i in function}
     seen: set[tuple[int, str]] = set()
     waiting = [(place, name) for place in follow(product) for name in product.writes]
-    addresses = False
+    use = DATA
     while waiting:
         place, name = waiting.pop()
         if (place, name) in seen or place not in placed:
             continue
         seen.add((place, name))
         user = placed[place]
-        addresses |= name in user.addresses
         if name in user.reads and (user.stored or user.vector):
-            return False
+            if user.vector or not user.addresses & STACK:
+                return DATA
+            use = HIDDEN
+        if name in user.addresses and use == DATA:
+            use = ADDRESS
         made = user.writes if name in user.reads and not user.loaded else frozenset()
         kept = made | ({name} - user.writes)
         waiting += [(after, register) for after in follow(user) for register in kept]
-    return addresses
+    return use

@@ -15,6 +15,7 @@ from tvm import relax, tirx
 
 from shiftadd_tvm.ops import (
     OP,
+    attend,
     attention,
     dense,
     elementwise,
@@ -299,11 +300,11 @@ class Cache:
         )
         self.keys = b.blocks.emit(relax.TupleGetItem(written, 0))
         self.values = b.blocks.emit(relax.TupleGetItem(written, 1))
-        make = lambda: attention.attend(heads.queries, heads.keys, heads.size, kind)
-        attend = b.tir(("attend", kind), make)
+        make = lambda: attend.attend(heads.queries, heads.keys, heads.size, kind)
+        function = b.tir(("attend", kind), make)
         out = relax.TensorType((rows, heads.queries * heads.size), "float32")
         operands = [queries, self.keys, self.values, self.table, self.length, index]
-        return b.blocks.emit(relax.call_tir(attend, operands, out))
+        return b.blocks.emit(relax.call_tir(function, operands, out))
 
 
 SAMPLING = {  # input of `sample` beside the logits -> (dtype, whether it has a row of tokens)

@@ -54,6 +54,19 @@ Art = Annotated[
     Path,
     typer.Argument(metavar="ART", help="Artifact folder, made by compile.", show_default=False),
 ]
+Target = Annotated[
+    str | None,
+    typer.Option(metavar="PRESET", help="Target preset (see targets); default: this machine."),
+]
+CheckpointBits = Annotated[
+    str | None, typer.Option(metavar="B", help="Bits of a plain checkpoint: 1 to 4 (4).")
+]
+Sequences = Annotated[
+    int,
+    typer.Option(
+        metavar="1|2|4", help="Most sequences decoded together: of fewer, the library is smaller."
+    ),
+]
 Activations = Annotated[
     Literal["int16", "int8", "float32"],
     typer.Option(

@@ -70,7 +70,7 @@ def quantize_summary(plan: "QuantizePlan", report: "QuantizeReport") -> str:
     return f"packed model {plan.output}\n{_rows(rows)}\nnext: {command}"
 
 
-def compile_plan(source: str, plan: "CompilePlan", verify: bool) -> Fields:
+def compile_plan(source: str, plan: "CompilePlan") -> Fields:
     """Return the plan's table."""
     backend, first = plan.backend, plan.quantize
     runs = backend.runs_here()
@@ -88,7 +88,7 @@ def compile_plan(source: str, plan: "CompilePlan", verify: bool) -> Fields:
     return rows | {
         "output": plan.output,
         "target": backend.name,
-        "verify": "against the packed model" if verify and runs else f"no{why}",
+        "verify": "against the packed model" if plan.settings.verify and runs else f"no{why}",
     }
 
 
@@ -110,8 +110,19 @@ def compile_summary(plan: "CompilePlan", report: "CompileReport") -> str:
         rows["verified"] = "no"
     else:
         rows["verified"] = f"largest error of a logit {report.verify['max_logit_error']:.2g}"
-    command = f"shiftadd-tvm run {_path(plan.output)} --prompt 'The capital of France is'"
-    return f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {command}"
+    return f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {_after_compile(plan)}"
+
+
+def _after_compile(plan: "CompilePlan") -> str:
+    """Return what to do with an artifact: run it, or take it to a machine that can."""
+    place = _path(plan.output)
+    if plan.backend.runs_here():
+        return f"shiftadd-tvm run {place} --prompt 'The capital of France is'"
+    return (
+        f"copy {place} to a machine that can run {plan.backend.name} "
+        f"({', '.join([plan.backend.machine, *plan.backend.features])}), and there: "
+        f"shiftadd-tvm verify {_path(Path(plan.output.name))}"
+    )
 
 
 def tune_plan(plan: "TunePlan") -> Fields:
@@ -195,8 +206,10 @@ def operations(kernels: Mapping[str, Mapping[str, object]]) -> str:
     for name, counts in kernels.items():
         calls = counts["calls"]
         assert isinstance(calls, list)
-        verdict = "yes" if counts["multiplication_free"] else "no"
+        free = counts["multiplication_free"]
+        verdict = "undecided" if free is None else "yes" if free else "no"
         note = f" (calls {', '.join(calls)})" if calls else ""
+        note += "" if counts["loop_decided"] else " (the loop is undecided)"
         cells = [str(counts[key]) for key in (*OPERATIONS, "instructions")]
         operator = name.rstrip("0123456789")
         lines.setdefault((operator, *cells, verdict + note), []).append(name)

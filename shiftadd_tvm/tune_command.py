@@ -18,10 +18,6 @@ Source = Annotated[
         show_default=False,
     ),
 ]
-Target = Annotated[
-    str | None,
-    typer.Option(metavar="PRESET", help="Target preset (see targets); default: this machine."),
-]
 Trials = Annotated[
     int, typer.Option(metavar="N", help="Candidates of a task, earlier runs' included.")
 ]
@@ -29,9 +25,6 @@ Minutes = Annotated[
     float | None, typer.Option(metavar="M", help="Time for all tasks together; default: no limit.")
 ]
 Op = Annotated[str | None, typer.Option(metavar="NAME", help="Only this operator.")]
-Bits = Annotated[
-    str | None, typer.Option(metavar="B", help="Bits of a plain checkpoint: 1 to 4 (4).")
-]
 Output = Annotated[
     Path | None,
     typer.Option("-o", "--output", metavar="DIR", help="The log; default: in the user's cache."),
@@ -41,12 +34,12 @@ KEPT = "finished batches are kept, and the same command goes on after them"
 
 def tune(
     source: Source = None,
-    target: Target = None,
+    target: options.Target = None,
     trials: Trials = 64,
     minutes: Minutes = None,
     op: Op = None,
     activations: options.Activations = "int16",
-    bits: Bits = None,
+    bits: options.CheckpointBits = None,
     threads: options.Threads = None,
     output: Output = None,
     config: options.Config = None,

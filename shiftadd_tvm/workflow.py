@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shiftadd_tvm.backend import Backend
     from shiftadd_tvm.benchmark.models import Request
     from shiftadd_tvm.checkpoint_base import Checkpoint
+    from shiftadd_tvm.compile_settings import CompileSettings
     from shiftadd_tvm.compiler import CompileReport
     from shiftadd_tvm.packed import PackedModel
     from shiftadd_tvm.quantization import QuantizeReport
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from shiftadd_tvm.settings import QuantizeSettings
 
 DEFAULT_BITS = 4
-DEFAULT_ACTIVATIONS = "int16"
 
 QuantizeProgress = Callable[[int, int, str], None]  # weights done, weights in all, what
 BenchProgress = Callable[[int, int, str], None]  # rounds done, rounds in all, what
@@ -59,6 +59,7 @@ class CompilePlan:
     backend: "Backend"
     quantize: QuantizePlan | None
     reused: bool  # the packed model was found where a plain checkpoint's would be made
+    settings: "CompileSettings"
 
 
 def quantized_output(source: str | Path, bits: float) -> Path:
@@ -162,20 +163,23 @@ def plan_compile(
     target: str | None = None,
     bits: float | None = None,
     config: str | Path | None = None,
-    context: int | None = None,
     force: bool = False,
+    **settings: Any,
 ) -> CompilePlan:
-    """Check everything that can be checked before the work, and return what `compile` would do."""
+    """Check everything that can be checked before the work, and return what `compile` would do.
+
+    `settings` are those of `CompileSettings`.
+    """
     backends = _module("backend")
     backend = backends.load(target) if target else backends.detect()
-    plan = plan_source(source, output, backend, bits, config)
+    plan = plan_source(source, output, backend, bits, config, **settings)
     _module("files").refuse_existing(plan.output, _module("artifact").MANIFEST, force)
     # Before torch, which tvm_ffi would otherwise take up; and a broken TVM shows before the work.
     with _module("runtime.library").without_torch():
         compiler = _module("compiler")
     if plan.quantize is not None:
         decoder = _module("families").read_config(plan.quantize.checkpoint.config)
-        compiler.check_context(decoder.positions, context)
+        compiler.check_context(decoder.positions, plan.settings.context)
     return plan
 
 
@@ -185,8 +189,13 @@ def plan_source(
     backend: "Backend",
     bits: float | None,
     config: str | Path | None,
+    **settings: Any,
 ) -> CompilePlan:
-    """Return how `source` becomes a packed model for `backend`, and where its artifact goes."""
+    """Return how `source` becomes a packed model for `backend`, and where its artifact goes.
+
+    `settings` are those of `CompileSettings`.
+    """
+    chosen = _module("compile_settings").CompileSettings(**settings)
     if _module("packed").is_packed(source):
         if bits is not None or config is not None:
             raise UsageError(
@@ -195,14 +204,15 @@ def plan_source(
             )
         packed = Path(source)
         place = Path(output) if output else compiled_output(packed, backend.name)
-        return CompilePlan(packed, place, backend, None, False)
-    settings = make_settings(bits=DEFAULT_BITS if bits is None else bits)
-    first = plan_quantize(source, None, settings, config=config)
+        return CompilePlan(packed, place, backend, None, False, chosen)
+    first = plan_quantize(
+        source, None, make_settings(bits=DEFAULT_BITS if bits is None else bits), config=config
+    )
     place = Path(output) if output else compiled_output(first.output, backend.name)
     reused = first.output.exists()
     if reused:
         _check_same(first)
-    return CompilePlan(first.output, place, backend, None if reused else first, reused)
+    return CompilePlan(first.output, place, backend, None if reused else first, reused, chosen)
 
 
 def _check_same(plan: QuantizePlan) -> None:
@@ -220,23 +230,16 @@ def _check_same(plan: QuantizePlan) -> None:
 def run_compile(
     plan: CompilePlan,
     *,
-    context: int | None = None,
-    activations: str = DEFAULT_ACTIVATIONS,
-    verify: bool = True,
-    dump_ir: Path | None = None,
-    tuning_log: Path | None = None,
     force: bool = False,
     progress: Stage = lambda stage: None,
 ) -> "CompileReport":
     """Carry out a plan whose packed model exists by now."""
-    compiler = _module("compiler")
     model: PackedModel = _module("packed").open_packed(plan.packed)
-    settings = compiler.CompileSettings(context, activations, verify, dump_ir, tuning_log)
-    report: CompileReport = compiler.compile_model(
+    report: CompileReport = _module("compiler").compile_model(
         model,
         plan.output,
         plan.backend,
-        settings,
+        plan.settings,
         version=__version__,
         force=force,
         progress=progress,
@@ -251,28 +254,19 @@ def compile(
     target: str | None = None,
     bits: float | None = None,
     config: str | Path | None = None,
-    context: int | None = None,
-    activations: str = DEFAULT_ACTIVATIONS,
-    verify: bool = True,
-    dump_ir: Path | None = None,
-    tuning_log: Path | None = None,
     force: bool = False,
+    **settings: Any,
 ) -> "CompileReport":
-    """Compile a packed model, or a checkpoint that is quantized first, into an artifact."""
+    """Compile a packed model, or a checkpoint that is quantized first, into an artifact.
+
+    `settings` are those of `CompileSettings`.
+    """
     plan = plan_compile(
-        source, output, target=target, bits=bits, config=config, context=context, force=force
+        source, output, target=target, bits=bits, config=config, force=force, **settings
     )
     if plan.quantize is not None:
         run_quantize(plan.quantize)
-    return run_compile(
-        plan,
-        context=context,
-        activations=activations,
-        verify=verify,
-        dump_ir=dump_ir,
-        tuning_log=tuning_log,
-        force=force,
-    )
+    return run_compile(plan, force=force)
 
 
 def load(path: str | Path, *, threads: int | None = None) -> "TextModel":
@@ -315,7 +309,7 @@ def bench_synthetic(
         compiler = _module("compiler")
     with tempfile.TemporaryDirectory(prefix="shiftadd-bench-") as folder:
         artifact = Path(folder) / "artifact"
-        chosen = compiler.CompileSettings(context=context, verify=False)
+        chosen = _module("compile_settings").CompileSettings(context=context, verify=False)
         stage = lambda what: progress(0, 1, f"{name}: {what}")
         compiler.compile_model(
             model, artifact, backend, chosen, version=__version__, progress=stage

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from models import save_tiny
 
+POSITIONS = 320  # of the tiny model: more than a prefill chunk has rows
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -53,11 +55,22 @@ def _call(root: Path, verb: str, *arguments: str) -> None:
 
 def _build(root: Path) -> None:
     root.mkdir()
-    save_tiny(root / "source")
+    save_tiny(root / "source", max_position_embeddings=POSITIONS)
     (root / "source" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     _call(root, "quantize", "source", "--bits", "3", "-o", "packed")
     _call(root, "compile", "packed", "-o", "artifact")
     (root / "done").touch()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the user's tuning logs out of the tests, and the tests' out of the user's cache."""
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    with pytest.MonkeyPatch.context() as patch:
+        if "ZIG_GLOBAL_CACHE_DIR" not in os.environ:  # of the C library that zig builds
+            patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(kept / "zig"))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield Path(os.environ["XDG_CACHE_HOME"])
 
 
 @pytest.fixture(scope="session")

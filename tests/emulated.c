@@ -2,8 +2,9 @@
  *
  *     emulated KERNEL OPERANDS RESULTS
  *
- * OPERANDS: the number of tensors and how many of them, the last ones, are results (int64); of each
- * tensor its type code, bits, axes, sizes (int64) and bytes. RESULTS gets the bytes of the results.
+ * OPERANDS: the number of operands and how many of them, the last ones, are results (int64); of each
+ * its type code, bits, axes, sizes (int64) and bytes; of a number -1 axes and its value (int64).
+ * RESULTS gets the bytes of the results.
  * KERNELS(X) is given to the compiler: X(name) for every kernel.
  */
 #include <stdint.h>
@@ -21,7 +22,8 @@ typedef struct {
 typedef int (*Task)(int task_id, Group* group, void* data);
 
 static void fail(const char* what) {
-  fprintf(stderr, "emulated: %s\n", what);
+  fputs("emulated: ", stderr);
+  fputs(what, stderr);
   exit(1);
 }
 
@@ -48,7 +50,7 @@ static int parallel_launch(Task task, void* data, int tasks) {
 }
 
 void TVMFFIErrorSetRaisedFromCStrParts(const char* kind, const char** parts, int32_t count) {
-  for (int32_t i = 0; i < count; ++i) fprintf(stderr, "%s", parts[i]);
+  for (int32_t i = 0; i < count; ++i) fputs(parts[i], stderr);
   fail(kind);
 }
 
@@ -76,7 +78,7 @@ static int64_t read_number(FILE* file) {
   return value;
 }
 
-static uint64_t read_tensor(DLTensor* tensor, int64_t* shape, FILE* file) {
+static uint64_t read_operand(TVMFFIAny* any, DLTensor* tensor, int64_t* shape, FILE* file) {
   memset(tensor, 0, sizeof *tensor);
   tensor->device.device_type = kDLCPU;
   tensor->dtype.code = read_number(file);
@@ -86,6 +88,13 @@ static uint64_t read_tensor(DLTensor* tensor, int64_t* shape, FILE* file) {
   tensor->shape = shape;
   tensor->strides = shape + MAX_AXES;
   if (tensor->ndim > MAX_AXES) fail("a tensor has too many axes");
+  if (tensor->ndim < 0) {
+    any->type_index = kTVMFFIInt;
+    any->v_int64 = read_number(file);
+    return 0;
+  }
+  any->type_index = kTVMFFIDLTensorPtr;
+  any->v_ptr = tensor;
   uint64_t elements = 1;
   for (int i = 0; i < tensor->ndim; ++i) shape[i] = read_number(file);
   for (int i = tensor->ndim - 1; i >= 0; --i) {
@@ -116,11 +125,8 @@ int main(int count, char** words) {
   TVMFFIAny arguments[MAX_TENSORS], result;
   memset(arguments, 0, sizeof arguments);
   memset(&result, 0, sizeof result);
-  for (int i = 0; i < tensors; ++i) {
-    bytes[i] = read_tensor(&all[i], shapes[i], operands);
-    arguments[i].type_index = kTVMFFIDLTensorPtr;
-    arguments[i].v_ptr = &all[i];
-  }
+  for (int i = 0; i < tensors; ++i)
+    bytes[i] = read_operand(&arguments[i], &all[i], shapes[i], operands);
   if (find(words[1])(NULL, arguments, tensors, &result)) fail("the kernel failed");
   FILE* file = fopen(words[3], "wb");
   for (int i = tensors - results; file && i < tensors; ++i)

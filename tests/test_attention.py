@@ -4,7 +4,7 @@ import kernels
 import numpy as np
 import pytest
 
-from shiftadd_tvm.ops import attention
+from shiftadd_tvm.ops import attend, attention
 from shiftadd_tvm.ops.attention import PAGE
 
 pytestmark = pytest.mark.skipif(not kernels.PRESETS, reason="no preset runs on this machine")
@@ -83,9 +83,9 @@ def test_attend_equals_reference(heads: tuple[int, int, int], sequence: bool) ->
     keys, values = cache(rng, table.size, kv_heads, head_dim)
     queries = rng.standard_normal((n, queries_heads * head_dim)).astype(np.float32) * 3
     found = np.empty_like(queries)
-    function = attention.attend(queries_heads, kv_heads, head_dim, sequence)
+    function = attend.attend(queries_heads, kv_heads, head_dim, sequence)
     kernels.run_tir(function, queries, keys, values, table, length, 1, found)
-    expected = attention.reference_attend(queries, keys, values, table, length, 1, sequence)
+    expected = attend.reference_attend(queries, keys, values, table, length, 1, sequence)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -94,13 +94,78 @@ def test_attend_ignores_what_lies_past_each_token() -> None:
     table, length = block_table(rng, 1, 2), np.array([16], np.int32)
     keys, values = cache(rng, 2, 1, 8)
     queries, found = rng.standard_normal((1, 8)).astype(np.float32), np.empty((1, 8), np.float32)
-    run = kernels.compile_tir(attention.attend(1, 1, 8, False))
+    run = kernels.compile_tir(attend.attend(1, 1, 8, False))
     run(queries, keys, values, table, length, 0, found)
     last = table[0, 1]
     keys[:, last, :, :, 1:], values[:, last, :, 1:] = 1e9, 1e9  # position 16 is the page's first
     again = np.empty_like(found)
     run(queries, keys, values, table, length, 0, again)
     np.testing.assert_array_equal(found, again)
+
+
+# (tokens, length): inside a unit of prefill, at its edges, several units, several runs of pages
+CHUNKS = [(1, 0), (1, 63), (15, 0), (16, 64), (17, 1), (33, 127), (70, 250)]
+
+
+@pytest.mark.parametrize("heads", [(4, 4, 8), (6, 2, 16), (7, 1, 80)], ids=str)
+def test_prefill_of_any_chunk(heads: tuple[int, int, int]) -> None:
+    queries_heads, kv_heads, head_dim = heads
+    rng = np.random.default_rng(5)
+    run = kernels.compile_tir(attend.attend(queries_heads, kv_heads, head_dim, True))
+    table = block_table(rng, 1, 20)
+    for tokens, start in CHUNKS:
+        keys, values = cache(rng, table.size, kv_heads, head_dim)
+        fill_with_nan(keys, values, table[0], start + tokens)
+        length = np.array([start], np.int32)
+        queries = rng.standard_normal((tokens, queries_heads * head_dim)).astype(np.float32) * 3
+        found = np.full_like(queries, np.nan)
+        run(queries, keys, values, table, length, 1, found)
+        keys, values = np.nan_to_num(keys), np.nan_to_num(values)
+        expected = attend.reference_attend(queries, keys, values, table, length, 1, True)
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("heads", [(4, 4, 8), (6, 2, 16), (70, 70, 2), (7, 1, 80)], ids=str)
+def test_decode_of_sequences_of_every_length(heads: tuple[int, int, int]) -> None:
+    # one beside thousands of positions: units without any, units of several runs
+    queries_heads, kv_heads, head_dim = heads
+    rng = np.random.default_rng(6)
+    run = kernels.compile_tir(attend.attend(queries_heads, kv_heads, head_dim, False))
+    for lengths in ([0], [31], [32], [2999], [0, 1500], [700, 3, 64, 1023]):
+        table = block_table(rng, len(lengths), max(lengths) // PAGE + 1)
+        keys, values = cache(rng, table.size, kv_heads, head_dim)
+        for row, length in zip(table, lengths, strict=True):
+            fill_with_nan(keys, values, row, length + 1)
+        shape = (len(lengths), queries_heads * head_dim)
+        queries = rng.standard_normal(shape).astype(np.float32) * 3
+        found, length = np.full_like(queries, np.nan), np.array(lengths, np.int32)
+        run(queries, keys, values, table, length, 1, found)
+        keys, values = np.nan_to_num(keys), np.nan_to_num(values)
+        expected = attend.reference_attend(queries, keys, values, table, length, 1, False)
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+def fill_with_nan(keys: np.ndarray, values: np.ndarray, row: np.ndarray, end: int) -> None:
+    """Make everything from position `end` of a sequence on no number: it must not be used."""
+    page, slot = divmod(end, PAGE)
+    if slot:
+        keys[:, row[page], :, :, slot:], values[:, row[page], :, slot:] = np.nan, np.nan
+        page += 1
+    keys[:, row[page:]], values[:, row[page:]] = np.nan, np.nan
+
+
+def test_a_later_token_that_is_no_number_changes_no_earlier_one() -> None:
+    rng = np.random.default_rng(7)
+    table, length = block_table(rng, 1, 3), np.array([0], np.int32)
+    keys, values = cache(rng, 3, 2, 8)
+    queries = rng.standard_normal((40, 32)).astype(np.float32)
+    run = kernels.compile_tir(attend.attend(4, 2, 8, True))
+    found, again = np.empty_like(queries), np.empty_like(queries)
+    run(queries, keys, values, table, length, 0, found)
+    keys[0, table[0, 1], :, :, 5], values[0, table[0, 1], :, 5] = np.nan, np.inf  # position 21
+    run(queries, keys, values, table, length, 0, again)
+    np.testing.assert_array_equal(found[:21], again[:21])
+    assert not np.isfinite(again[21:]).any()
 
 
 def test_attend_of_huge_scores_stays_finite() -> None:
@@ -110,9 +175,9 @@ def test_attend_of_huge_scores_stays_finite() -> None:
     keys, values = cache(rng, 2, 1, 4)
     keys *= 1e4
     queries, found = np.full((1, 4), 1e4, np.float32), np.empty((1, 4), np.float32)
-    run = kernels.compile_tir(attention.attend(1, 1, 4, False))
+    run = kernels.compile_tir(attend.attend(1, 1, 4, False))
     run(queries, keys, values, table, length, 0, found)
-    expected = attention.reference_attend(queries, keys, values, table, length, 0, False)
+    expected = attend.reference_attend(queries, keys, values, table, length, 0, False)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -127,7 +192,7 @@ def test_reference_is_plain_causal_attention() -> None:
     attention.reference_append(
         keys, values, k.reshape(n, -1), v.reshape(n, -1), table, length, 0, True
     )
-    found = attention.reference_attend(q.reshape(n, -1), keys, values, table, length, 0, True)
+    found = attend.reference_attend(q.reshape(n, -1), keys, values, table, length, 0, True)
     k, v = np.repeat(k, heads // kv_heads, 1), np.repeat(v, heads // kv_heads, 1)
     scores = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(size)
     scores[:, np.triu(np.ones((n, n), bool), 1)] = -np.inf

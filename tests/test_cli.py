@@ -280,10 +280,13 @@ def test_the_package_imports_its_verbs_lazily() -> None:
 
 def test_the_public_verbs(tiny: Tiny, tmp_path: Path) -> None:
     import shiftadd_tvm
+    from shiftadd_tvm.errors import UsageError
 
     report = shiftadd_tvm.quantize(tiny.source, tmp_path / "packed", bits=3)
     assert report.to_dict()["layers"] == tiny.report("quantize")["layers"]
     for path in tiny.packed.iterdir():
         assert path.read_bytes() == (tmp_path / "packed" / path.name).read_bytes(), path.name
+    with pytest.raises(UsageError, match="--activations is int4, expected one of int16"):
+        shiftadd_tvm.compile(tiny.packed, tmp_path / "app", activations="int4")
     with pytest.raises(AttributeError, match="serve"):
         shiftadd_tvm.__getattr__("serve")

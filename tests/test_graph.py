@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import kernels
 import numpy as np
@@ -12,7 +13,7 @@ from models import save_tiny
 from tvm import relax, tirx
 from tvm.ir import GlobalVar, IRModule, Op
 
-from shiftadd_tvm import backend, graph, layers, pipeline, verification
+from shiftadd_tvm import backend, compiler, graph, layers, pipeline, verification
 from shiftadd_tvm import parameters as packing
 from shiftadd_tvm.bcq import SeparableScales
 from shiftadd_tvm.ops import OP, read_memory
@@ -116,8 +117,8 @@ class Case:
         found = {**names, "lut_float_query": "lut_float_build"}.get(self.products[0])
         return [found] if found else []
 
-    def module(self) -> IRModule:
-        return graph.build(self.model, self.parameters, self.groups, self.activations)
+    def module(self, batches: tuple[int, ...] = graph.BATCHES) -> IRModule:
+        return graph.build(self.model, self.parameters, self.groups, self.activations, batches)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -249,6 +250,25 @@ def test_prefill_is_labelled_as_gemm(lowered: IRModule, case: Case) -> None:
     assert logits == ["gemm_dense"]
 
 
+def test_what_look_ups_hold_is_read_off_the_module(case: Case) -> None:
+    asked = {case.activations, "int8"} if case.build_op == ["lut_build"] else {case.activations}
+    for activations in asked:
+        assert compiler.held_as(case.module(), activations) == activations
+
+
+@pytest.mark.parametrize(("columns", "held"), [(24, "int16"), (12, "float32")])
+def test_the_loosest_format_that_is_used_counts(columns: int, held: str, tmp_path: Path) -> None:
+    """Groups of 24 are whole steps, and fit 96 inputs but not 200; groups of 12 are no whole steps."""
+    settings = QuantizeSettings(bits=1, scale_format="row-group", columns=columns)
+    source = save_tiny(tmp_path / "source", num_hidden_layers=1)
+    quantize(source, tmp_path / "packed", settings)
+    model = open_packed(tmp_path / "packed")
+    module, _ = compiler.relax_module(model, backend.load(PRESET), "int16", (1,))
+    ops = {str(f.attrs[OP]) for _, f in module.functions_items() if isinstance(f, tirx.PrimFunc)}
+    assert "lut_block" in ops and ("lut_group" in ops) == (held == "int16")
+    assert compiler.held_as(module, "int16") == held
+
+
 def test_sample_is_made_of_its_operators(lowered: IRModule) -> None:
     found = [op for op, _ in kernels_called(lowered, "sample")]
     keeps = ["sample_keep", "sample_keep"]
@@ -300,7 +320,7 @@ def test_decode_and_prefill_reach_the_golden_logits(case: Case) -> None:
     model = case.model
     if case.products[0] == "lut_query" and case.stacks == APART and case.activations == "int16":
         pytest.skip("the compile gate does it")
-    executable, _ = pipeline.build(case.module(), backend.load(PRESET))
+    executable, _ = pipeline.build(case.module(batches=(1,)), backend.load(PRESET))
     machine, tensor = relax.VirtualMachine(executable, tvm.cpu()), tvm.runtime.tensor
     bundle = [tensor(np.ascontiguousarray(parameter.read())) for parameter in case.parameters]
     decoder, golden, pages = model.decoder, model.golden(), 4

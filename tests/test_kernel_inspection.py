@@ -17,12 +17,13 @@ from conftest import Tiny
 from tvm.ir import IRModule
 from tvm.script import tirx as T
 
-from shiftadd_tvm import backend, kernel_inspection, pipeline
+from shiftadd_tvm import backend, kernel_inspection, pipeline, presentation
 from shiftadd_tvm.artifact import LIBRARY, MANIFEST
 from shiftadd_tvm.control_flow import find_loops
 from shiftadd_tvm.disassembly import BRANCH, JUMP, NEXT, STOP, Instruction
 from shiftadd_tvm.errors import BadFileError, ShiftAddError, UnsupportedError
 from shiftadd_tvm.files import sha256
+from shiftadd_tvm.instruction_classes import CLASSES
 from shiftadd_tvm.kernel_inspection import KernelCount, count_instructions, count_library
 from shiftadd_tvm.machine_code import Code, Section
 from shiftadd_tvm.ops import planes as order
@@ -104,10 +105,11 @@ def test_the_frozen_library() -> None:
     assert not count_instructions(FROZEN, "sample_soften").multiplication_free
 
 
-VECTOR = [name for name, preset in sorted(backend.presets().items()) if preset.isa != "generic"]
-# without vectors, lut_group keeps an address on the stack: no proof (test_schedules.py looks closer)
-LOOK_UPS = [(op, name) for op in ("lut_query", "lut_float_query") for name in backend.presets()]
-LOOK_UPS += [("lut_group", name) for name in VECTOR]
+LOOK_UPS = [
+    (op, name)
+    for op in ("lut_query", "lut_float_query", "lut_group")
+    for name in backend.presets()
+]
 
 
 @pytest.mark.parametrize(("op", "preset"), LOOK_UPS)
@@ -117,8 +119,10 @@ def test_the_look_up_of_every_preset(preset: str, op: str, tmp_path: Path) -> No
     executable, _ = pipeline.build(kernels.op_module(op, case.compute, case.arrays, ()), target)
     executable.mod.imports[0].write_to_file(str(tmp_path / "lut.o"), "o")
     count = count_instructions(tmp_path / "lut.o", op)
-    assert count.multiplication_free and count.whole["multiply"] == 0
-    assert count.loop["add"] > 0 and count.loaded_bytes > 0
+    assert count.multiplication_free is True and count.whole["multiply"] == count.hidden == 0
+    # without vectors, groups are looked up in general registers: no loop stands out
+    assert count.loop["add"] > 0 or not count.decided
+    assert count.loaded_bytes > 0
     floats = op == "lut_float_query"
     if target.isa in (LOOKUPS if floats else PRIMITIVES):  # the loop is that of the look-ups
         assert count.loop["shuffle"] >= (8 if floats else 4)
@@ -173,31 +177,35 @@ def test_a_hidden_product_is_found(machine: str, tmp_path: Path) -> None:
 def test_what_is_computed_elsewhere_proves_nothing(machine: str, tmp_path: Path) -> None:
     count = compiled(caller, machine, tmp_path)
     assert count.foreign == ("elsewhere",) and count.loop["multiply"] == 0
-    assert not count.multiplication_free
+    assert count.multiplication_free is None
 
 
 @pytest.mark.parametrize(
-    ("code", "products"),
+    ("code", "products", "hidden"),
     [
         # mov eax, [rdi]; imul eax, esi; add edx, eax; add rdi, 4; dec rcx; jne; ret
-        ("8b070fafc601c24883c70448ffc975f0c3", 1),
+        ("8b070fafc601c24883c70448ffc975f0c3", 1, 0),
         # imul rax, rcx, 48; lea rdx, [rdi+rax]; movups xmm1, [rdx+16]; addps; dec rcx; jne; ret
-        ("486bc130488d14070f104a100f58c148ffc975ecc3", 0),
+        ("486bc130488d14070f104a100f58c148ffc975ecc3", 0, 0),
         # imul rax, rcx, 48; movups xmm1, [rdi+rax]; imul r8d, esi; movd xmm2, r8d; paddd; paddd; ...
-        ("486bc1300f100c07440fafc666410f6ed0660ffec2660ffec148ffc975e2c3", 1),
+        ("486bc1300f100c07440fafc666410f6ed0660ffec2660ffec148ffc975e2c3", 1, 0),
+        # imul rax, rcx, 48; mov [rsp+8], rax; movups xmm1, [rdi+rax]; addps; dec rcx; jne; ret
+        ("486bc13048894424080f100c070f58c148ffc975ebc3", 0, 1),
+        # imul rax, rcx, 48; mov [rsi+8], rax; movups xmm1, [rdi+rax]; addps; dec rcx; jne; ret
+        ("486bc130488946080f100c070f58c148ffc975ecc3", 1, 0),
     ],
-    ids=["sum", "address", "both"],
+    ids=["sum", "address", "both", "address kept on the stack", "address kept elsewhere"],
 )
 def test_products_of_general_registers(
-    code: str, products: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    code: str, products: int, hidden: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """They count where they are data, not where they are addresses."""
     (tmp_path / "x").touch()
     found = Code("x86_64", [Section(".text", 0, bytes.fromhex(code))], {"f": 0}, [0])
     monkeypatch.setattr(kernel_inspection, "read_code", lambda content, name: found)
     count = count_instructions(tmp_path / "x", "f")
-    assert count.loop["multiply"] == count.whole["multiply"] == products
-    assert count.multiplication_free is (products == 0)
+    assert count.loop["multiply"] == count.whole["multiply"] == products and count.hidden == hidden
+    assert count.multiplication_free is (None if hidden and not products else products == 0)
 
 
 def test_a_body_that_no_table_names_is_read(
@@ -233,6 +241,29 @@ def test_loops_are_nested() -> None:
         (loop.instructions[0].address, loop.depth, loop.innermost) for loop in find_loops(function)
     }
     assert found == {(1, 1, False), (2, 2, True), (5, 1, True)}
+
+
+@pytest.mark.parametrize(("vectors", "decided"), [((8, 3), True), ((8, 6), False), ((6, 8), False)])
+def test_a_loop_is_decided_where_nothing_comes_near_it(
+    vectors: tuple[int, int], decided: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two loops, one after the other, each of some addps and a branch back to its first."""
+    loops = [b"\x0f\x58\xc1" * n + b"\x75" + bytes([256 - 3 * n - 2]) for n in vectors]
+    (tmp_path / "x").touch()
+    found = Code("x86_64", [Section(".text", 0, b"".join(loops) + b"\xc3")], {"f": 0}, [0])
+    monkeypatch.setattr(kernel_inspection, "read_code", lambda content, name: found)
+    count = count_instructions(tmp_path / "x", "f")
+    assert count.loop["add"] == max(vectors) and count.decided is decided
+    text = presentation.operations({"f": count.to_dict()})
+    assert text.endswith("yes" if decided else "yes (the loop is undecided)")
+
+
+def test_a_verdict_is_read_as_it_is_meant() -> None:
+    none = dict.fromkeys((*CLASSES, "instructions"), 0) | {"calls": [], "loop_decided": True}
+    verdicts = {True: "yes", False: "no", None: "undecided"}
+    for free, verdict in verdicts.items():
+        text = presentation.operations({"lut_query": {**none, "multiplication_free": free}})
+        assert text.endswith(f"  {verdict}")
 
 
 def test_a_jump_back_from_code_out_of_line_is_no_loop() -> None:

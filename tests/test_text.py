@@ -157,18 +157,18 @@ def test_a_conversation_stays_in_the_cache(model: TextModel) -> None:
 
 def test_a_conversation_that_outgrows_the_context(model: TextModel) -> None:
     chat = model.chat()
-    with pytest.raises(UsageError, match="context is 256"):
-        chat.reply("x" * 300)
+    with pytest.raises(UsageError, match="context is 320"):
+        chat.reply("x" * 400)
     assert chat.messages == []
     assert "".join(chat.reply("hi", 4)) is not None
     chat.reset()
 
 
 def test_generation_ends_at_the_context(model: TextModel) -> None:
-    generation = model.generate("x" * 250, 100)
+    generation = model.generate("x" * 314, 100)
     text = "".join(generation)
     assert generation.finish_reason == "context" and generation.text == text
-    assert len(generation.tokens) == 256 - 250 + 1
+    assert len(generation.tokens) == 320 - 314 + 1
     generation._session.close()
 
 
@@ -176,6 +176,6 @@ def test_limits_are_checked_before_the_work(model: TextModel, tmp_path: Path) ->
     with pytest.raises(UsageError, match="--max-new-tokens is 0"):
         model.generate("a", 0)
     with pytest.raises(
-        UsageError, match="The prompt has 300 tokens, the artifact's context is 256"
+        UsageError, match="The prompt has 400 tokens, the artifact's context is 320"
     ):
-        model.generate("a" * 300)
+        model.generate("a" * 400)

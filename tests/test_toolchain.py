@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 from conftest import Tiny
 
-from shiftadd_tvm import backend, cpu, diagnosis, toolchain
+from shiftadd_tvm import backend, cpu, diagnosis, presentation, toolchain
 from shiftadd_tvm.artifact import LIBRARY, Artifact
-from shiftadd_tvm.compiler import CompileSettings, compile_model
+from shiftadd_tvm.compile_settings import CompileSettings
+from shiftadd_tvm.compiler import CompileReport, compile_model
 from shiftadd_tvm.errors import OutputError, UnsupportedError
 from shiftadd_tvm.kernel_inspection import count_library
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.toolchain import Linker, find_linker
+from shiftadd_tvm.workflow import CompilePlan
 
 OTHER = next(machine for machine in ("aarch64", "x86_64") if machine != cpu.machine())
 CROSS = f"{OTHER}-linux-gnu-g++"
@@ -78,6 +80,22 @@ def test_nothing_is_written_without_a_linker(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("runs", [True, False])
+def test_what_to_do_next(runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To run what cannot run here is no advice."""
+    target = next(p for p in backend.presets().values() if p.machine == OTHER)
+    monkeypatch.setattr(backend.Backend, "runs_here", lambda self: runs)
+    place = tmp_path / "my app"
+    plan = CompilePlan(tmp_path / "packed", place, target, None, False, CompileSettings())
+    report = CompileReport(target.name, {"scheduled": 1}, 1, 1, None, 1.0)
+    hint = presentation.compile_summary(plan, report).splitlines()[-1]
+    if runs:
+        assert hint.startswith(f"next: shiftadd-tvm run '{place}'")
+    else:
+        assert hint.startswith(f"next: copy '{place}' to a machine that can run {target.name}")
+        assert OTHER in hint and hint.endswith("shiftadd-tvm verify 'my app'")
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     [("echo first; echo disk full >&2; exit 1", "disk full"), ("exit 3", "exit status 3")],
@@ -94,10 +112,9 @@ def test_an_artifact_for_another_machine(tiny: Tiny, tmp_path: Path) -> None:
     """Not verified, since it cannot run here; the same bytes again; look-ups that do not multiply."""
     pytest.importorskip("ziglang")
     target = next(p for p in backend.presets().values() if p.machine == OTHER)
+    model, one = open_packed(tiny.packed), CompileSettings(sequences=1)
     for name in ("app", "again"):
-        report = compile_model(
-            open_packed(tiny.packed), tmp_path / name, target, CompileSettings(), version="test"
-        )
+        report = compile_model(model, tmp_path / name, target, one, version="test")
         assert report.verify is None and report.kernels["scheduled"] > 0
     manifest = Artifact(tmp_path / "app").manifest
     assert manifest["verified"] is False and manifest["target"]["machine"] == OTHER

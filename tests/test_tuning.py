@@ -132,6 +132,14 @@ def trials_of(cache: Path) -> list[str]:
     return [line for file in files for line in file.read_text().splitlines(keepends=True)]
 
 
+def test_the_users_cache_is_out_of_reach(cache_of_the_tests: Path) -> None:
+    assert log.places(PRESET)[0].is_relative_to(cache_of_the_tests)
+    assert not log.places(PRESET)[0].is_relative_to(Path.home() / ".cache")
+    child = [sys.executable, "-c", "from shiftadd_tvm.tuning import log; print(log.places('x')[0])"]
+    said = subprocess.run(child, capture_output=True, text=True, check=True).stdout
+    assert Path(said.strip()).is_relative_to(cache_of_the_tests)
+
+
 def test_a_killed_search_goes_on_where_it_was(
     tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:

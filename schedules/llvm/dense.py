@@ -5,14 +5,16 @@ from tvm.s_tir import Schedule
 from shiftadd_tvm.backend import Backend
 
 OPS = ("dense",)
-BLOCKS = 4
+BLOCKS = 4  # lane blocks side by side
+BLOCKS_OF_ONE = 8  # of one row: more streams of the matrix, and registers to spare
 
 
 def schedule(sch: Schedule, backend: Backend) -> None:
-    """Split the outputs over threads by groups of `BLOCKS` lane blocks."""
+    """Split the outputs over threads by groups of lane blocks."""
     sums, y = sch.get_sblock("sums"), sch.get_sblock("y")
     row, column = sch.get_loops(y)
-    outer, lane = sch.split(column, [None, BLOCKS * backend.lanes])
+    blocks = BLOCKS_OF_ONE if int(sch.get(row).extent) == 1 else BLOCKS
+    outer, lane = sch.split(column, [None, blocks * backend.lanes])
     sch.reorder(outer, row, lane)
     sch.compute_at(sums, outer, preserve_unit_loops=True)
     m, b, lanes, k = sch.get_loops(sums)[-4:]

@@ -14,7 +14,11 @@ a greedy step is a copy, a search and a look. It lives in model.so so that hosts
 
 Small buffers have the scope "global", which TVM keeps on the stack; it asks the heap for "local" ones,
 and then LLVM cannot keep them in registers.
+
+The functions are kept once made: TVM's parser takes longer over them than over all the rest of a model.
 """
+
+import functools
 
 import numpy as np
 from tvm import tirx
@@ -58,6 +62,7 @@ def _largest(peak, weights, i, first):
     _fold(peak, 1)
 
 
+@functools.cache
 def penalize(vocabulary: int):
     """Return the TIR function (logits (b, V), history (b, c), length, penalty (b,)) -> (b, V)."""
     b, context = tirx.Var("b", "int64"), tirx.Var("context", "int64")
@@ -137,6 +142,7 @@ def _clear(scores, i, first, steps, width):
             scores[i, first + step * width + lane] = T.float32(0)
 
 
+@functools.cache
 def soften(vocabulary: int):
     """Return the TIR function (scores (b, V), temperature (b,)) that makes weights of the scores."""
     b = tirx.Var("b", "int64")
@@ -218,6 +224,7 @@ def _total(vocabulary: int, sums: str):
     return total
 
 
+@functools.cache
 def keep(vocabulary: int, by_mass: bool):
     """Return the TIR function (weights (b, V), limit (b,)) that makes zeros of the weights not kept.
 
@@ -277,6 +284,7 @@ def _uniform(seed, step):
     return T.Cast("float64", (z ^ (z >> T.uint64(31))) >> T.uint64(11)) * T.float64(2.0**-53)
 
 
+@functools.cache
 def draw(vocabulary: int):
     """Return the TIR function (weights (b, V), seed (b,) int64, step (b,) int32) -> tokens (b,)."""
     b, spans = tirx.Var("b", "int64"), -(-vocabulary // SPAN)

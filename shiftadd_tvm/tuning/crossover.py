@@ -17,7 +17,7 @@ from tvm.tirx import PrimFunc
 
 from shiftadd_tvm import pipeline
 from shiftadd_tvm.backend import Backend
-from shiftadd_tvm.graph import BATCHES
+from shiftadd_tvm.compile_settings import BATCHES
 from shiftadd_tvm.tuning import measure, tasks
 from shiftadd_tvm.tuning.log import TuningLog
 from shiftadd_tvm.tuning.measure import Fork
@@ -33,7 +33,7 @@ TIMEOUT = 180  # seconds, of one task
 def rows(
     found: Sequence[Task], backend: Backend, log: Path, folder: Path, end: float
 ) -> int | None:
-    """Return how many tokens look-ups are good for: the most of `graph.BATCHES` at which those of
+    """Return how many tokens look-ups are good for: the most of `BATCHES` at which those of
     the largest tasks together take no longer than the product.
 
     None is measured after `end` (of `time.monotonic`): None if none was. Raises `TrialError`.

@@ -1,0 +1,38 @@
+"""What a user may choose when a model is compiled; read by every room, so it imports neither library."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shiftadd_tvm.artifact import ACTIVATIONS
+from shiftadd_tvm.errors import UsageError
+
+BATCHES = (1, 2, 4)  # sequences that one decode function takes
+
+
+@dataclass(frozen=True)
+class CompileSettings:
+    """The choices of one compilation; `UsageError` for what no artifact can have."""
+
+    context: int | None = None  # None: the model's own, at most compiler.DEFAULT_CONTEXT
+    sequences: int = BATCHES[-1]  # decoded together at most: of fewer, the library is smaller
+    activations: str = ACTIVATIONS[0]  # the format of look-ups
+    verify: bool = True
+    dump_ir: Path | None = None
+    tuning_log: Path | None = None  # looked up before the user's cache and the shipped logs
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the model."""
+        if self.sequences not in BATCHES:
+            *first, last = map(str, BATCHES)
+            raise UsageError(
+                f"--sequences is {self.sequences}, expected {', '.join(first)} or {last}."
+            )
+        if self.activations not in ACTIVATIONS:
+            raise UsageError(
+                f"--activations is {self.activations}, expected one of {', '.join(ACTIVATIONS)}."
+            )
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """How many sequences each decode function takes."""
+        return tuple(batch for batch in BATCHES if batch <= self.sequences)

@@ -1,0 +1,366 @@
+"""attend: causal grouped-query attention over the paged cache of `ops/attention.py`.
+
+One pass over runs of `RUN` pages with a running maximum (online softmax), by rows: a row is one query
+head of one token, and the rows of a key/value head share its pages.
+
+    prefill   a unit of work is `TOKENS` tokens of a key/value head: their rows score a page together
+    decode    a unit is some pages of one token and key/value head: what the units of a token found is
+              put together at the end, so that long contexts keep all threads busy
+
+Scores are vertical over a page's positions, outputs over the head's dimensions; the accumulators of
+both are small enough for registers. Written as TIR: the loops end where the sequence does.
+"""
+
+import functools
+import math
+
+import numpy as np
+from tvm import tirx
+from tvm.script import tirx as T
+
+from shiftadd_tvm.ops import OP
+from shiftadd_tvm.ops.attention import PAGE, rows_of
+from shiftadd_tvm.ops.elementwise import exp
+from shiftadd_tvm.ops.shift import Array
+
+LOWEST = -3.0e38  # below every score, and finite: exp of a difference stays defined
+RUN = 4  # pages that are softened together
+TOKENS = 16  # of a unit of prefill
+TILE = 4  # rows at most that score a page together: their sums fill the registers
+COLUMNS = 64  # of an output that are summed together
+UNITS = 64  # of decode, about: enough for many threads, few enough to put together
+LEAST = 2  # pages of a unit of decode at least
+
+
+def _int64(name: str):
+    return tirx.Var(name, "int64")
+
+
+def _divisor(size: int, most: int) -> int:
+    """Return the largest divisor of `size` that is at most `most`."""
+    return max(part for part in range(1, most + 1) if size % part == 0)
+
+
+@T.inline
+def _fold(top, width):
+    for j in T.vectorized(width):
+        top[j] = T.max(top[j], top[j + width])
+
+
+@T.inline
+def _soften(scores, top, slots, seen, fresh, peak, weight, row, u):
+    """Turn scores into weights; fresh[0] becomes what rescales all that came before."""
+    for j in T.vectorized(PAGE):
+        top[j] = T.float32(LOWEST)
+    for p in T.unroll(RUN):
+        for j in T.vectorized(PAGE):
+            scores[u, p * PAGE + j] = T.Select(
+                slots[j] < seen[0] - p * PAGE, scores[u, p * PAGE + j], T.float32(LOWEST)
+            )
+            top[j] = T.max(top[j], scores[u, p * PAGE + j])
+    _fold(top, 8)
+    _fold(top, 4)
+    _fold(top, 2)
+    _fold(top, 1)
+    fresh[1] = T.max(peak[row], top[0])
+    fresh[0] = exp(peak[row] - fresh[1])
+    peak[row] = fresh[1]
+    for j in T.vectorized(PAGE):
+        weight[row, j] = weight[row, j] * fresh[0]
+    for p in T.unroll(RUN):
+        for j in T.vectorized(PAGE):
+            # what the row does not see weighs e^-87 at most: nothing beside the peak's 1
+            scores[u, p * PAGE + j] = exp(scores[u, p * PAGE + j] - fresh[1])
+            weight[row, j] = weight[row, j] + scores[u, p * PAGE + j]
+
+
+def _score(head_dim: int, tile: int, parts: int):
+    """Return how `tile` rows score a page; a score is split into `parts` sums, since few rows alone
+    would not hide the latency of an addition."""
+
+    @T.inline
+    def score(scores, sums, queries, keys, layer, page, h, first, p):
+        for part, u in T.grid(parts, tile):
+            for j in T.vectorized(PAGE):
+                sums[part, u, j] = T.float32(0)
+        for d in T.serial(head_dim // parts):
+            for part in T.unroll(parts):
+                for u in T.unroll(tile):
+                    for j in T.vectorized(PAGE):
+                        sums[part, u, j] = (
+                            sums[part, u, j]
+                            + queries[first + u, d * parts + part]
+                            * keys[layer, page, h, d * parts + part, j]
+                        )
+        for part in T.unroll(parts - 1):
+            for u in T.unroll(tile):
+                for j in T.vectorized(PAGE):
+                    sums[0, u, j] = sums[0, u, j] + sums[part + 1, u, j]
+        for u in T.unroll(tile):
+            for j in T.vectorized(PAGE):
+                scores[u, p * PAGE + j] = sums[0, u, j]
+
+    return score
+
+
+def _gather(head_dim: int):
+    """Return how a row adds the values of a run of pages to its total."""
+    size = _divisor(head_dim, COLUMNS)
+
+    @T.inline
+    def gather(total, scores, seen, fresh, values, table, s, layer, h, row, u, page, pages):
+        sums = T.alloc_buffer((size,), "float32")
+        for x in T.serial(head_dim // size):
+            for d in T.vectorized(size):
+                sums[d] = total[row, x * size + d] * fresh[0]
+            for p in T.serial(pages):
+                held = T.bind(table[s, page + p])
+                # no further than the row sees: what lies there may be no number, and 0 · NaN is NaN
+                for j in T.serial(T.max(T.min(seen[0] - p * PAGE, PAGE), 0)):
+                    for d in T.vectorized(size):
+                        sums[d] = (
+                            sums[d]
+                            + scores[u, p * PAGE + j] * values[layer, held, h, j, x * size + d]
+                        )
+            for d in T.vectorized(size):
+                total[row, x * size + d] = sums[d]
+
+    return gather
+
+
+def _run(group: int, head_dim: int, tile: int):
+    """Return the step of `attend`: `tile` rows, from `first` on, over a run of pages.
+
+    What it updates of the rows' state: peak (rows,), the largest score; weight (rows, PAGE), the sum
+    of weights by slot; total (rows, D), the weighted sum of values.
+    """
+    parts = _divisor(head_dim, max(TILE // tile, 1))
+    score, gather = _score(head_dim, tile, parts), _gather(head_dim)
+
+    @T.inline
+    def run(
+        queries, keys, values, table, s, layer, h, total, peak, weight, first, page, pages, position
+    ):
+        """Take rows first .. first + tile through so many pages; `position` is that of row 0."""
+        scores = T.alloc_buffer((tile, RUN * PAGE), "float32")
+        products = T.alloc_buffer((parts, tile, PAGE), "float32")
+        top = T.alloc_buffer((PAGE,), "float32")
+        fresh = T.alloc_buffer((2,), "float32")
+        slots = T.alloc_buffer((PAGE,), "int32")
+        seen = T.alloc_buffer((1,), "int32")  # positions of the run that the row sees
+        for j in T.vectorized(PAGE):
+            slots[j] = T.Cast("int32", j)
+        for p in T.serial(pages):
+            held = T.bind(table[s, page + p])
+            score(scores, products, queries, keys, layer, held, h, first, p)
+        for u in T.serial(tile):
+            row = T.bind(first + u)
+            seen[0] = T.min(position + row // group + 1 - page * PAGE, pages * PAGE)
+            _soften(scores, top, slots, seen, fresh, peak, weight, row, u)
+            gather(*(total, scores, seen, fresh, values, table, s, layer, h, row, u, page, pages))
+
+    return run
+
+
+@T.inline
+def _begin(peak, weight, total, rows, head_dim):
+    for r in T.serial(rows):
+        peak[r] = T.float32(LOWEST)
+        for j in T.vectorized(PAGE):
+            weight[r, j] = T.float32(0)
+        for d in T.vectorized(head_dim):
+            total[r, d] = T.float32(0)
+
+
+@T.inline
+def _sum(fresh, weight, row):
+    fresh[0] = T.float32(0)
+    for j in T.serial(PAGE):
+        fresh[0] = fresh[0] + weight[row, j]
+
+
+def _prefill(heads: int, kv_heads: int, head_dim: int):
+    """Return `attend` of n tokens of one sequence."""
+    group = heads // kv_heads
+    rows, tile = TOKENS * group, _divisor(TOKENS * group, TILE)
+    run, scale = _run(group, head_dim, tile), 1.0 / math.sqrt(head_dim)
+    layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
+    units = -(-n // TOKENS)
+
+    @T.prim_func(s_tir=True, private=True)
+    def attend(
+        queries: T.Buffer((n, heads * head_dim), "float32"),
+        keys: T.Buffer((layers, pages, kv_heads, head_dim, PAGE), "float32"),
+        values: T.Buffer((layers, pages, kv_heads, PAGE, head_dim), "float32"),
+        table: T.Buffer((s, width), "int32"),
+        length: T.Buffer((s,), "int32"),
+        layer: T.int64,
+        out: T.Buffer((n, heads * head_dim), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, OP: "attend"})
+        for fused in T.parallel(kv_heads * units):
+            with T.sblock("attend"):
+                v = T.axis.spatial(kv_heads * units, fused)
+                T.reads()
+                T.writes()
+                scaled = T.alloc_buffer((rows, head_dim), "float32")
+                total = T.alloc_buffer((rows, head_dim), "float32")
+                peak = T.alloc_buffer((rows,), "float32")
+                weight = T.alloc_buffer((rows, PAGE), "float32")
+                fresh = T.alloc_buffer((1,), "float32")
+                # truncated, not floored: floored ones by a symbol cost TVM a second of proofs
+                h = T.bind(T.truncdiv(v, units))
+                # units from both ends in turn: the later a token, the more it sees, and threads get
+                # units that lie side by side
+                at = T.bind(T.truncmod(v, units))
+                unit = T.bind(T.if_then_else(at % 2 == 0, at // 2, units - 1 - at // 2))
+                held = T.bind(T.Cast("int32", T.min(n - unit * TOKENS, TOKENS)))  # tokens
+                first = T.bind(length[0] + T.Cast("int32", unit) * TOKENS)
+                end = T.bind((first + held - 1) // PAGE + 1)  # pages
+                _begin(peak, weight, total, rows, head_dim)
+                for r in T.serial(rows):
+                    token = T.bind(unit * TOKENS + T.min(r // group, held - 1))
+                    for d in T.vectorized(head_dim):
+                        scaled[r, d] = queries[
+                            token, (h * group + r % group) * head_dim + d
+                        ] * T.float32(scale)
+                for p in T.serial((end + RUN - 1) // RUN):
+                    for t in T.serial((held * group + tile - 1) // tile):
+                        run(
+                            *(scaled, keys, values, table, 0, layer, h, total, peak, weight),
+                            *(t * tile, p * RUN, T.min(end - p * RUN, RUN), first),
+                        )
+                for r in T.serial(held * group):
+                    _sum(fresh, weight, r)
+                    for d in T.vectorized(head_dim):
+                        out[unit * TOKENS + r // group, (h * group + r % group) * head_dim + d] = (
+                            total[r, d] / fresh[0]
+                        )
+
+    return attend
+
+
+@T.inline
+def _divide(size, length, n, rows):
+    """Set size[0] to the pages of the longest sequence, size[1] to those of a unit."""
+    size[0] = 1
+    for i in T.serial(n):
+        size[0] = T.max(size[0], length[i] // PAGE + 1)
+    most = T.bind(T.max(UNITS // T.Cast("int32", rows), 1))
+    size[1] = T.max((size[0] + most - 1) // most, LEAST)
+
+
+def _decode(heads: int, kv_heads: int, head_dim: int):
+    """Return `attend` of one token of each of n sequences."""
+    group = heads // kv_heads
+    tile = _divisor(group, TILE)
+    run, scale = _run(group, head_dim, tile), 1.0 / math.sqrt(head_dim)
+    layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
+    room = n * kv_heads + UNITS
+
+    @T.prim_func(s_tir=True, private=True)
+    def attend(
+        queries: T.Buffer((n, heads * head_dim), "float32"),
+        keys: T.Buffer((layers, pages, kv_heads, head_dim, PAGE), "float32"),
+        values: T.Buffer((layers, pages, kv_heads, PAGE, head_dim), "float32"),
+        table: T.Buffer((s, width), "int32"),
+        length: T.Buffer((s,), "int32"),
+        layer: T.int64,
+        out: T.Buffer((n, heads * head_dim), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, OP: "attend"})
+        with T.sblock("attend"):
+            T.reads()
+            T.writes()
+            found = T.alloc_buffer((room, group, head_dim), "float32")  # by unit
+            sums = T.alloc_buffer((room, group), "float32")
+            peaks = T.alloc_buffer((room, group), "float32")
+            size = T.alloc_buffer((2,), "int32")
+            _divide(size, length, n, n * kv_heads)
+            each = T.bind(size[1])
+            parts = T.bind((size[0] + each - 1) // each)
+            for v in T.parallel(kv_heads * parts * T.Cast("int32", n)):
+                scaled = T.alloc_buffer((group, head_dim), "float32")
+                total = T.alloc_buffer((group, head_dim), "float32")
+                peak = T.alloc_buffer((group,), "float32")
+                weight = T.alloc_buffer((group, PAGE), "float32")
+                fresh = T.alloc_buffer((1,), "float32")
+                i = T.bind(v % T.Cast("int32", n))
+                h = T.bind(v // T.Cast("int32", n) // parts)
+                start = T.bind(v // T.Cast("int32", n) % parts * each)
+                end = T.bind(T.min(start + each, length[i] // PAGE + 1))
+                _begin(peak, weight, total, group, head_dim)
+                for g in T.serial(group):
+                    for d in T.vectorized(head_dim):
+                        scaled[g, d] = queries[i, (h * group + g) * head_dim + d] * T.float32(scale)
+                for p in T.serial((T.max(end - start, 0) + RUN - 1) // RUN):
+                    for t in T.serial(group // tile):
+                        run(
+                            *(scaled, keys, values, table, i, layer, h, total, peak, weight),
+                            *(t * tile, start + p * RUN),
+                            *(T.min(end - start - p * RUN, RUN), length[i]),
+                        )
+                for g in T.serial(group):
+                    _sum(fresh, weight, g)
+                    sums[v, g] = fresh[0]
+                    peaks[v, g] = peak[g]
+                    for d in T.vectorized(head_dim):
+                        found[v, g, d] = total[g, d]
+            for i, h, g in T.grid(n, kv_heads, group):
+                _combine(found, sums, peaks, out, i, h, g, parts, n, group, head_dim)
+
+    return attend
+
+
+@T.inline
+def _combine(found, sums, peaks, out, i, h, g, parts, n, group, head_dim):
+    """Put together what the units of a head found: those without a position have weight 0."""
+    total = T.alloc_buffer((head_dim,), "float32")
+    state = T.alloc_buffer((2,), "float32")  # peak, weight
+    state[0] = T.float32(LOWEST)
+    state[1] = T.float32(0)
+    for part in T.serial(parts):
+        state[0] = T.max(state[0], peaks[(h * parts + part) * n + i, g])
+    for d in T.vectorized(head_dim):
+        total[d] = T.float32(0)
+    for part in T.serial(parts):
+        unit = T.bind((h * parts + part) * n + i)
+        share = T.bind(exp(peaks[unit, g] - state[0]))
+        state[1] = state[1] + share * sums[unit, g]
+        for d in T.vectorized(head_dim):
+            total[d] = total[d] + share * found[unit, g, d]
+    for d in T.vectorized(head_dim):
+        out[i, (h * group + g) * head_dim + d] = total[d] / state[1]
+
+
+@functools.cache  # its inlined steps take half a second to parse
+def attend(heads: int, kv_heads: int, head_dim: int, sequence: bool):
+    """Return the TIR function (queries (n, heads D), keys, values, table, length, layer, out)."""
+    return (_prefill if sequence else _decode)(heads, kv_heads, head_dim)
+
+
+def reference_attend(
+    queries: Array,
+    keys: Array,
+    values: Array,
+    table: Array,
+    length: Array,
+    layer: int,
+    sequence: bool,
+) -> Array:
+    """Return softmax(q k / sqrt(D)) v over each token's own past, float32 (n, heads D)."""
+    kv_heads, head_dim = keys.shape[2:4]
+    out = np.empty_like(queries)
+    for i, (row, position) in enumerate(rows_of(table, length, len(queries), sequence)):
+        pages = row[: position // PAGE + 1]
+        past_keys = keys[layer, pages].transpose(1, 0, 3, 2).reshape(kv_heads, -1, head_dim)
+        past_values = values[layer, pages].transpose(1, 0, 2, 3).reshape(kv_heads, -1, head_dim)
+        q = queries[i].reshape(kv_heads, -1, head_dim).astype(np.float64)
+        scores = q @ past_keys[:, : position + 1].transpose(0, 2, 1) / math.sqrt(head_dim)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        out[i] = (weights @ past_values[:, : position + 1]).reshape(-1)
+    return out
+
+
+REFERENCES = {"attend": reference_attend}
