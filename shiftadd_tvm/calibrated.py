@@ -19,6 +19,7 @@ from shiftadd_tvm import allocation, calibration, calibration_text, distillation
 from shiftadd_tvm.bcq import MAX_BITS
 from shiftadd_tvm.calibration_text import CalibrationData
 from shiftadd_tvm.checkpoint_base import Checkpoint
+from shiftadd_tvm.errors import BadFileError
 from shiftadd_tvm.families import Decoder
 from shiftadd_tvm.packed import PackedModel
 from shiftadd_tvm.quantizers import shiftadd
@@ -83,9 +84,17 @@ class Calibrated:
                 walk.pass_through(block)
                 continue
             moments = walk.run(block)
+            self._require_finite(block, moments)
             arrays = {leader: moment.numpy() for leader, moment in moments.items()}
             self._store.put_tensors(self._file(block), arrays)
         self._store.put_tensors(_STATES, {"states": walk.finish().numpy()})
+
+    def _require_finite(self, block: str, moments: dict[str, Tensor]) -> None:
+        if not all(moment.isfinite().all() for moment in moments.values()):
+            raise BadFileError(
+                f"{self._checkpoint.path}: {block} computes NaN or Inf on the calibration text, "
+                "expected finite numbers; get its weights again."
+            )
 
     def _windows(self) -> Array:
         return self._store.tensor(_WINDOWS, "ids").astype(np.int64)
@@ -142,7 +151,7 @@ class Calibrated:
         """Return the coded linears of a group."""
         matrices = [self._checkpoint.read(f"{linear}.weight") for linear in group]
         importance = None
-        if len(group) > 1:
+        if self._settings.allocates:  # then the gradients are known
             energies = self.energies()
             importance = [energies[linear] for linear in group]
         with one_thread():

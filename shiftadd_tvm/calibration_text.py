@@ -106,12 +106,21 @@ def written_by(checkpoint: Checkpoint, tokens: int, seed: int) -> CalibrationDat
         while ids.shape[1] < length:
             states = reference.hidden(fresh.numpy(), use_cache=True, past_key_values=cache)
             likely = torch.softmax(reference.logits(states[:, -1]), dim=1)
+            _require_finite(checkpoint, likely)
             fresh = torch.multinomial(likely, 1, generator=generator)
             ids = torch.cat([ids, fresh], dim=1)
         written.append(ids)
     windows = torch.cat(written).numpy()
     description = {"data": OWN_TEXT, "tokens": int(windows.size), "seed": seed}
     return CalibrationData(windows, description)
+
+
+def _require_finite(checkpoint: Checkpoint, likely: torch.Tensor) -> None:
+    if not likely.isfinite().all():
+        raise BadFileError(
+            f"{checkpoint.path}: the model computes NaN or Inf where it writes text, expected finite "
+            "numbers; get its weights again."
+        )
 
 
 def _window(checkpoint: Checkpoint) -> int:

@@ -60,10 +60,8 @@ def compile(
     output: options.Output = None,
     target: options.Target = None,
     bits: options.CheckpointBits = None,
-    context: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Most tokens of a sequence; default: up to 2048."),
-    ] = None,
+    effort: options.Effort = "normal",
+    context: options.Context = None,
     sequences: options.Sequences = 4,
     activations: options.Activations = "int16",
     verify: Annotated[
@@ -93,6 +91,7 @@ def compile(
             output,
             target=target,
             bits=whole,
+            effort=effort,
             config=config,
             force=force,
             context=context,

@@ -19,6 +19,21 @@ def parse_bits(text: str) -> float:
     return value
 
 
+def parse_size(text: str) -> int:
+    """Return bytes of a size such as 1.5GB, 300MB or 120000000."""
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    factor = {"K": 10**3, "M": 10**6, "G": 10**9}.get(number[-1:], 1)
+    try:
+        value = float(number.rstrip("KMG")) * factor
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e18:
+        raise UsageError(
+            f"--target-size is {text}, expected bytes, or a size such as 1.5GB or 300MB."
+        )
+    return int(value)
+
+
 def parse_whole_bits(text: str) -> int:
     """Return whole bits per weight."""
     value = parse_bits(text)
@@ -76,6 +91,10 @@ Activations = Annotated[
 Effort = Annotated[
     Literal["fast", "normal", "best"],
     typer.Option(help="How much work calibration and tuning may take."),
+]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", metavar="N", help="Most tokens of a sequence; default: up to 2048."),
 ]
 Output = Annotated[
     Path | None,

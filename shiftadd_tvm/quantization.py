@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -21,7 +20,6 @@ import numpy as np
 from shiftadd_tvm import (
     calibration_text,
     cpu,
-    families,
     golden,
     packed_config,
     packed_writer,
@@ -32,11 +30,12 @@ from shiftadd_tvm.calibrated import Calibrated
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.dequantized import dequantize_rows
-from shiftadd_tvm.errors import BadFileError, UnsupportedError
+from shiftadd_tvm.errors import BadFileError
 from shiftadd_tvm.files import refuse_existing, staged
 from shiftadd_tvm.packed import GOLDEN, PackedModel
 from shiftadd_tvm.packed_layout import Layout
 from shiftadd_tvm.packed_writer import Tensors
+from shiftadd_tvm.quantize_plan import make_layout
 from shiftadd_tvm.resume import FinishedShards
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.stage_progress import Progress, StageProgress
@@ -47,11 +46,8 @@ Array = np.ndarray
 Quantized = tuple[BCQWeight, float | None]  # and its relative output error, where it is known
 
 STATISTICS = "calibration"  # folder of what calibration measures, until the model is written
-BENIGN = ("rotary_emb.inv_freq",)  # tensors of old checkpoints that nothing needs
 MAX_MAGNITUDE = 2.0**100  # beyond it a sum of squares or an exponent would overflow
 _PIECE = 1 << 22  # values that are converted at a time
-
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,24 +76,6 @@ class QuantizeReport:
         return dataclasses.asdict(self)
 
 
-def plan(source: str | Path | Checkpoint, settings: QuantizeSettings) -> dict[str, object]:
-    """Validate the checkpoint's shapes and return what `quantize` would make of it."""
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    layout = _layout(checkpoint, settings)
-    linears = layout.linears()
-    dtypes = {n: checkpoint.dtype(n) for n in layout.plain_shapes() if n in checkpoint}
-    return {
-        "model_type": checkpoint.config["model_type"],
-        "layers": [
-            {"name": n, "bits": layout.bits[n], "shape": list(s)} for n, s in linears.items()
-        ],
-        "nominal_bits": settings.bits if settings.allocates else layout.nominal_bits(),
-        "effective_bits": layout.effective_bits(),
-        "linear_bytes": layout.linear_bytes(),
-        "estimated_bytes": layout.linear_bytes() + layout.plain_bytes(dtypes),
-    }
-
-
 def quantize(
     source: str | Path | Checkpoint,
     output: str | Path,
@@ -115,7 +93,7 @@ def quantize(
     begin = time.perf_counter()
     refuse_existing(Path(output), GOLDEN, force)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    layout = _layout(checkpoint, settings)
+    layout = make_layout(checkpoint, settings)
     golden.check_config(checkpoint.config)
     with staged(Path(output), GOLDEN, force=force, keep_on_failure=True) as folder:
         run = _Run(checkpoint, layout, settings, folder, resume, progress or _silent)
@@ -136,30 +114,6 @@ def quantize(
 
 def _silent(done: int, total: int, what: str) -> None:
     """Report no progress."""
-
-
-def _layout(checkpoint: Checkpoint, settings: QuantizeSettings) -> Layout:
-    """Return the layout to be written, the checkpoint's tensors found as its config says."""
-    if "quantization_config" in checkpoint.config:
-        found = checkpoint.config["quantization_config"]
-        method = found.get("quant_method") if isinstance(found, dict) else found
-        raise UnsupportedError(
-            f"{checkpoint.path} is quantized already (quant_method {method!r}), expected a "
-            "checkpoint with float weights; give the original one."
-        )
-    decoder = families.read_config(checkpoint.config, checkpoint.path)
-    expected = decoder.tensor_shapes()
-    for name, shape in expected.items():
-        found_shape = checkpoint.shape(name)  # raises where the tensor is missing
-        if found_shape != shape:
-            raise BadFileError(
-                f"{checkpoint.path}: tensor {name} has shape {list(found_shape)}, expected "
-                f"{list(shape)} by its config.json; use the config.json of this checkpoint."
-            )
-    extra = [n for n in checkpoint.names() if n not in expected and not n.endswith(BENIGN)]
-    if extra:
-        _log.warning("%d tensors are not of this model and left out: %s", len(extra), extra[:5])
-    return packed_config.make_layout(decoder, settings)
 
 
 class _Run:
@@ -196,6 +150,8 @@ class _Run:
         """Run the model on text and choose bits, if the method does; else nothing."""
         if not self.settings.calibrated:
             return
+        for linear in self.layout.linears():
+            _check_magnitude(self.checkpoint, f"{linear}.weight")
         store = StatisticsStore(self.folder / STATISTICS)
         self.calibrated = Calibrated(
             self.checkpoint, self.decoder, self.settings, store, self.stages.report
@@ -244,14 +200,9 @@ class _Run:
         return tensors, reports
 
     def _quantize_group(self, group: tuple[str, ...]) -> list[Quantized]:
+        for linear in group:
+            _check_magnitude(self.checkpoint, f"{linear}.weight")
         matrices = [self.checkpoint.read(f"{linear}.weight") for linear in group]
-        for linear, matrix in zip(group, matrices, strict=True):
-            largest = float(max(matrix.max(), -matrix.min()))
-            if largest > MAX_MAGNITUDE:
-                raise BadFileError(
-                    f"{self.checkpoint.path}: tensor {linear}.weight holds values up to "
-                    f"{largest:.3g}, expected at most {MAX_MAGNITUDE:.3g}; get it again."
-                )
         self._report_coded(group[0])
         bits = [self.layout.bits[linear] for linear in group]
         quantized: list[Quantized]
@@ -338,6 +289,18 @@ class _Run:
         if self.calibrated:
             StatisticsStore(self.folder / STATISTICS).remove()
         self.finished.remove_state()
+
+
+def _check_magnitude(checkpoint: Checkpoint, name: str) -> None:
+    """Raise `BadFileError` for a tensor with values that no scale can hold."""
+    for rows in _pieces(checkpoint.shape(name)):
+        values = checkpoint.read_rows(name, rows.start, rows.stop)
+        largest = float(max(values.max(), -values.min()))
+        if largest > MAX_MAGNITUDE:
+            raise BadFileError(
+                f"{checkpoint.path}: tensor {name} holds values up to {largest:.3g}, expected at "
+                f"most {MAX_MAGNITUDE:.3g}; get it again."
+            )
 
 
 def _text_digest(settings: QuantizeSettings) -> str | None:

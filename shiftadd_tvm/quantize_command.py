@@ -12,6 +12,14 @@ from shiftadd_tvm.interruption import leaving
 Bits = Annotated[
     str, typer.Option(metavar="B", help="Bits per weight, 1 to 4, or an average such as 2.2.")
 ]
+TargetSize = Annotated[
+    str | None,
+    typer.Option(
+        "--target-size",
+        metavar="BYTES",
+        help="As many bits as fit into a packed model of that size, such as 90MB; instead of --bits.",
+    ),
+]
 Method = Annotated[
     str | None,
     typer.Option(
@@ -54,6 +62,7 @@ def quantize(
     source: options.Source,
     output: options.Output = None,
     bits: Bits = "4",
+    target_size: TargetSize = None,
     method: Method = None,
     effort: options.Effort = "normal",
     mixed: Mixed = True,
@@ -89,7 +98,8 @@ def quantize(
         **({} if method is None else {"method": method}),
     )
     with leaving("nothing was written"):
-        plan = workflow.plan_quantize(source, output, settings, config=config)
+        size = None if target_size is None else options.parse_size(target_size)
+        plan = workflow.plan_quantize(source, output, settings, config=config, target_size=size)
         needed = workflow.check_memory(plan, max_memory)
     console.table("plan", presentation.quantize_plan(source, plan, needed))
     if dry_run:

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shiftadd_tvm.settings import QuantizeSettings
 
 DEFAULT_BITS = 4
+DEFAULT_EFFORT = "normal"
 
 QuantizeProgress = Callable[[int, int, str], None]  # weights done, weights in all, what
 BenchProgress = Callable[[int, int, str], None]  # rounds done, rounds in all, what
@@ -42,7 +43,7 @@ def _module(name: str) -> Any:
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """What `quantize` would do; `fields` is `quantization.plan`'s estimate."""
+    """What `quantize` would do; `fields` is `quantize_plan.plan`'s estimate."""
 
     checkpoint: "Checkpoint"
     output: Path
@@ -103,11 +104,19 @@ def plan_quantize(
     settings: "QuantizeSettings | None" = None,
     *,
     config: str | Path | None = None,
+    target_size: int | None = None,
 ) -> QuantizePlan:
-    """Open and check `source`, and return what `quantize` would make of it."""
+    """Open and check `source`, and return what `quantize` would make of it.
+
+    With a `target_size`, in bytes, the bits are as many as fit into it.
+    """
     settings = settings or make_settings(bits=DEFAULT_BITS)
     checkpoint = _module("checkpoint").open_checkpoint(source, config)
-    fields = _module("quantization").plan(checkpoint, settings)
+    planning = _module("quantize_plan")
+    if target_size is not None:
+        bits = planning.bits_within(checkpoint, settings, target_size)
+        settings = replace(settings, bits=bits)
+    fields = planning.plan(checkpoint, settings)
     place = Path(output) if output else quantized_output(source, fields["nominal_bits"])
     return QuantizePlan(checkpoint, place, settings, fields)
 
@@ -148,11 +157,13 @@ def quantize(
     config: str | Path | None = None,
     resume: bool = True,
     force: bool = False,
+    target_size: int | None = None,
     progress: QuantizeProgress | None = None,
     **settings: Any,
 ) -> "QuantizeReport":
     """Quantize a checkpoint into a packed model; `settings` are those of `QuantizeSettings`."""
-    plan = plan_quantize(source, output, make_settings(**settings), config=config)
+    wanted = make_settings(**settings)
+    plan = plan_quantize(source, output, wanted, config=config, target_size=target_size)
     return run_quantize(plan, resume=resume, force=force, progress=progress)
 
 
@@ -162,6 +173,7 @@ def plan_compile(
     *,
     target: str | None = None,
     bits: float | None = None,
+    effort: str = DEFAULT_EFFORT,
     config: str | Path | None = None,
     force: bool = False,
     **settings: Any,
@@ -172,7 +184,7 @@ def plan_compile(
     """
     backends = _module("backend")
     backend = backends.load(target) if target else backends.detect()
-    plan = plan_source(source, output, backend, bits, config, **settings)
+    plan = plan_source(source, output, backend, bits, config, effort, **settings)
     _module("files").refuse_existing(plan.output, _module("artifact").MANIFEST, force)
     # Before torch, which tvm_ffi would otherwise take up; and a broken TVM shows before the work.
     with _module("runtime.library").without_torch():
@@ -189,6 +201,7 @@ def plan_source(
     backend: "Backend",
     bits: float | None,
     config: str | Path | None,
+    effort: str = DEFAULT_EFFORT,
     **settings: Any,
 ) -> CompilePlan:
     """Return how `source` becomes a packed model for `backend`, and where its artifact goes.
@@ -205,9 +218,8 @@ def plan_source(
         packed = Path(source)
         place = Path(output) if output else compiled_output(packed, backend.name)
         return CompilePlan(packed, place, backend, None, False, chosen)
-    first = plan_quantize(
-        source, None, make_settings(bits=DEFAULT_BITS if bits is None else bits), config=config
-    )
+    wanted = make_settings(bits=DEFAULT_BITS if bits is None else bits, effort=effort)
+    first = plan_quantize(source, None, wanted, config=config)
     place = Path(output) if output else compiled_output(first.output, backend.name)
     reused = first.output.exists()
     if reused:
@@ -253,6 +265,7 @@ def compile(
     *,
     target: str | None = None,
     bits: float | None = None,
+    effort: str = DEFAULT_EFFORT,
     config: str | Path | None = None,
     force: bool = False,
     **settings: Any,
@@ -262,7 +275,14 @@ def compile(
     `settings` are those of `CompileSettings`.
     """
     plan = plan_compile(
-        source, output, target=target, bits=bits, config=config, force=force, **settings
+        source,
+        output,
+        target=target,
+        bits=bits,
+        effort=effort,
+        config=config,
+        force=force,
+        **settings,
     )
     if plan.quantize is not None:
         run_quantize(plan.quantize)
@@ -311,9 +331,7 @@ def bench_synthetic(
         artifact = Path(folder) / "artifact"
         chosen = _module("compile_settings").CompileSettings(context=context, verify=False)
         stage = lambda what: progress(0, 1, f"{name}: {what}")
-        compiler.compile_model(
-            model, artifact, backend, chosen, version=__version__, progress=stage
-        )
+        compiler.compile_model(model, artifact, backend, chosen, version=__version__, progress=stage)
         _module("files").flush(artifact)  # the disk's work must not go on beside the measurement
         return {**bench(artifact, request, progress=progress), "model": name}
 

@@ -22,6 +22,8 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+# little and quick; every linear gets the same bits
+CALIBRATION = ("--effort", "fast", "--calib-tokens", "256", "--uniform")
 # the command in this interpreter, which says afterwards what it imported
 PROBE = (
     "import json, sys; from shiftadd_tvm.cli import run_command; status = run_command(sys.argv[1:]); "
@@ -57,7 +59,7 @@ def _build(root: Path) -> None:
     root.mkdir()
     save_tiny(root / "source", max_position_embeddings=POSITIONS)
     (root / "source" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    _call(root, "quantize", "source", "--bits", "3", "-o", "packed")
+    _call(root, "quantize", "source", "--bits", "3", *CALIBRATION, "-o", "packed")
     _call(root, "compile", "packed", "-o", "artifact")
     (root / "done").touch()
 

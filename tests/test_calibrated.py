@@ -15,7 +15,8 @@ from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.effort import Effort
 from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.packed import open_packed
-from shiftadd_tvm.quantization import plan, quantize
+from shiftadd_tvm.quantization import quantize
+from shiftadd_tvm.quantize_plan import plan
 from shiftadd_tvm.reference import ReferenceModel
 from shiftadd_tvm.settings import QuantizeSettings
 

@@ -49,7 +49,6 @@ def test_exactly_the_built_verbs_exist(tmp_path: Path) -> None:
     [
         *(("compile", flag) for flag in ("--bundle", "--single-library")),
         *(("tune", flag) for flag in ("--rpc", "--stage")),
-        *(("quantize", flag) for flag in ("--target-size", "--calib", "--calib-tokens")),
     ],
 )
 def test_flags_of_later_versions_do_not_exist(verb: str, flag: str, tmp_path: Path) -> None:
@@ -69,6 +68,7 @@ def test_quantize(tiny: Tiny) -> None:
     for layer in report["layers"]:
         assert layer.keys() == {"name", "bits", "weight_error", "output_error"}
         assert layer["bits"] == 3 and 0 < layer["weight_error"] < 0.2
+        assert 0 < layer["output_error"] < 0.2
     assert "tvm" not in tiny.imported("quantize")
 
 
@@ -89,7 +89,7 @@ def test_compile(tiny: Tiny) -> None:
 
 def test_compile_as_typed_in_a_folder_of_hugging_face(tiny: Tiny, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny.source, tmp_path / "checkpoint")
-    child = call("compile", "model.safetensors", cwd=folder)
+    child = call("compile", "model.safetensors", "--effort", "fast", cwd=folder)
     assert child.returncode == 0, child.stderr
     made = [path for path in folder.iterdir() if path.is_dir()]
     packed = folder / "model-shiftadd-4bit"
@@ -103,11 +103,11 @@ def test_compile_as_typed_in_a_folder_of_hugging_face(tiny: Tiny, tmp_path: Path
     from shiftadd_tvm import workflow
     from shiftadd_tvm.errors import OutputError
 
-    assert workflow.plan_compile(folder / "model.safetensors", force=True).reused
+    assert workflow.plan_compile(folder / "model.safetensors", effort="fast", force=True).reused
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 77.0}))
     with pytest.raises(OutputError, match="is not .* quantized with these settings"):
-        workflow.plan_compile(folder / "model.safetensors", force=True)
+        workflow.plan_compile(folder / "model.safetensors", effort="fast", force=True)
 
 
 def test_run(tiny: Tiny) -> None:
@@ -245,6 +245,11 @@ def test_dry_run_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     plan = call("quantize", tiny.source, "--dry-run").stderr
     assert str(tiny.root / "source-shiftadd-4bit") in plan
+    assert "text that the model writes itself" in plan
+    sized = result("quantize", tiny.source, "--dry-run", "--target-size", "0.17MB")
+    assert 1 < sized["nominal_bits"] < 4 and sized["nominal_bits"] != int(sized["nominal_bits"])
+    again = result("quantize", tiny.source, "--dry-run", "--bits", 4)["estimated_bytes"]
+    assert again > 170_000 > report["estimated_bytes"]
 
 
 def test_the_default_output_is_beside_the_source(tmp_path: Path) -> None:
@@ -282,7 +287,8 @@ def test_the_public_verbs(tiny: Tiny, tmp_path: Path) -> None:
     import shiftadd_tvm
     from shiftadd_tvm.errors import UsageError
 
-    report = shiftadd_tvm.quantize(tiny.source, tmp_path / "packed", bits=3)
+    settings = {"bits": 3, "effort": "fast", "calibration_tokens": 256, "mixed": False}
+    report = shiftadd_tvm.quantize(tiny.source, tmp_path / "packed", **settings)
     assert report.to_dict()["layers"] == tiny.report("quantize")["layers"]
     for path in tiny.packed.iterdir():
         assert path.read_bytes() == (tmp_path / "packed" / path.name).read_bytes(), path.name

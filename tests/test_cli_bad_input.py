@@ -144,8 +144,11 @@ def test_a_tokenizer_of_another_model(source: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["quantize", "nowhere"], BAD_FILE, ["nowhere does not exist"]),
-        (["quantize", "SOURCE", "--bits", "2.2"], USAGE, ["--bits is 2.2", "calibrated"]),
-        (["quantize", "SOURCE", "--bits", "5"], USAGE, ["--bits is 5", "1, 2, 3 or 4"]),
+        (["quantize", "SOURCE", "--bits", "2.2", "--method", "alternating"], USAGE, ["whole"]),
+        (["quantize", "SOURCE", "--bits", "5"], USAGE, ["--bits is 5", "from 1 to 4"]),
+        (["quantize", "SOURCE", "--target-size", "9kB"], USAGE, ["0.0 MB", "allow more"]),
+        (["quantize", "SOURCE", "--target-size", "big"], USAGE, ["--target-size is big"]),
+        (["quantize", "SOURCE", "--calib", "nowhere.txt"], BAD_FILE, ["nowhere.txt", "No such"]),
         (["quantize", "SOURCE", "--bits", "four"], USAGE, ["--bits is four"]),
         (["quantize", "SOURCE", "--method", "alternate"], USAGE, ["nearest is 'alternating'"]),
         (["quantize", "SOURCE", "--scales", "none"], USAGE, ["scale format", "separable"]),
@@ -160,7 +163,7 @@ def test_a_tokenizer_of_another_model(source: Path) -> None:
         (["compile", "PACKED", "--context", "9999"], USAGE, ["--context is 9999", "320"]),
         (["compile", "SOURCE", "--context", "0"], USAGE, ["--context is 0"]),
         (["compile", "PACKED", "--bits", "3"], USAGE, ["is a packed model", "leave out"]),
-        (["compile", "SOURCE", "--bits", "1.5"], USAGE, ["--bits is 1.5"]),
+        (["compile", "SOURCE", "--bits", "0.5"], USAGE, ["--bits is 0.5"]),
         (["compile", "nowhere"], BAD_FILE, ["nowhere does not exist"]),
         (["run", "ARTIFACT"], USAGE, ["--prompt"]),
         (["run", "PACKED", "--prompt", "a"], BAD_FILE, ["holds no manifest.json"]),
@@ -322,9 +325,10 @@ def test_damaged_packed_model(tiny: Tiny, tmp_path: Path) -> None:
 def test_ctrl_c_in_quantize_is_resumed(tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", hidden_size=256, intermediate_size=768)
     whole, output = tmp_path / "whole", tmp_path / "out"
-    expected = result("quantize", source, "--bits", 3, "-o", whole)
+    data_free = ("--bits", 3, "--method", "alternating")
+    expected = result("quantize", source, *data_free, "-o", whole)
     first = tmp_path / "out.partial" / "model-00001-of-00003.safetensors"
-    arguments = ["quantize", source, "--bits", 3, "-o", output]
+    arguments = ["quantize", source, *data_free, "-o", output]
     code, said = interrupt(arguments, first)
     assert code == INTERRUPTED and "Traceback" not in said
     assert said.splitlines()[-1].startswith("interrupted: finished layers are kept in ")

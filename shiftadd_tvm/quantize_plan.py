@@ -1,0 +1,84 @@
+"""What `quantize` would make of a checkpoint: its shapes checked whole, bits and sizes, no work."""
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+
+from shiftadd_tvm import families, packed_config
+from shiftadd_tvm.bcq import MAX_BITS
+from shiftadd_tvm.checkpoint import open_checkpoint
+from shiftadd_tvm.checkpoint_base import Checkpoint
+from shiftadd_tvm.errors import BadFileError, UnsupportedError, UsageError
+from shiftadd_tvm.packed_layout import Layout
+from shiftadd_tvm.settings import QuantizeSettings
+
+BENIGN = ("rotary_emb.inv_freq",)  # tensors of old checkpoints that nothing needs
+
+_log = logging.getLogger(__name__)
+
+
+def plan(source: str | Path | Checkpoint, settings: QuantizeSettings) -> dict[str, object]:
+    """Validate the checkpoint's shapes and return what `quantize` would make of it."""
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    layout = make_layout(checkpoint, settings)
+    linears = layout.linears()
+    dtypes = {n: checkpoint.dtype(n) for n in layout.plain_shapes() if n in checkpoint}
+    linear_bytes = layout.linear_bytes()
+    if settings.allocates:  # the bits of each linear are not known yet, their average is
+        missing = settings.bits - layout.nominal_bits()
+        linear_bytes += math.ceil(missing * layout.linear_weights() / 8)
+    return {
+        "model_type": checkpoint.config["model_type"],
+        "layers": [
+            {"name": n, "bits": layout.bits[n], "shape": list(s)} for n, s in linears.items()
+        ],
+        "nominal_bits": settings.bits if settings.allocates else layout.nominal_bits(),
+        "effective_bits": linear_bytes * 8 / layout.linear_weights(),
+        "linear_bytes": linear_bytes,
+        "estimated_bytes": linear_bytes + layout.plain_bytes(dtypes),
+    }
+
+
+def bits_within(checkpoint: Checkpoint, settings: QuantizeSettings, size: int) -> float:
+    """Return the most bits a weight, to two decimals, of a packed model of at most `size` bytes.
+
+    A method without calibration gets whole bits. Raises `UsageError` where one bit is too many.
+    """
+    sizes = []
+    for bits in (1, 2):
+        found = plan(checkpoint, dataclasses.replace(settings, bits=bits, mixed=False))
+        sizes.append(int(str(found["estimated_bytes"])))
+    bits_each = 1 + (size - sizes[0]) / (sizes[1] - sizes[0])
+    if bits_each < 1:
+        raise UsageError(
+            f"--target-size is {size / 1e6:.1f} MB, this model at 1 bit a weight needs "
+            f"{sizes[0] / 1e6:.1f} MB; allow more, or store its embedding in 8 bits "
+            "(--embedding-bits 8)."
+        )
+    rounded = math.floor(min(bits_each, MAX_BITS) * 100) / 100
+    return rounded if settings.calibrated else math.floor(rounded)
+
+
+def make_layout(checkpoint: Checkpoint, settings: QuantizeSettings) -> Layout:
+    """Return the layout to be written, the checkpoint's tensors found as its config says."""
+    if "quantization_config" in checkpoint.config:
+        found = checkpoint.config["quantization_config"]
+        method = found.get("quant_method") if isinstance(found, dict) else found
+        raise UnsupportedError(
+            f"{checkpoint.path} is quantized already (quant_method {method!r}), expected a "
+            "checkpoint with float weights; give the original one."
+        )
+    decoder = families.read_config(checkpoint.config, checkpoint.path)
+    expected = decoder.tensor_shapes()
+    for name, shape in expected.items():
+        found_shape = checkpoint.shape(name)  # raises where the tensor is missing
+        if found_shape != shape:
+            raise BadFileError(
+                f"{checkpoint.path}: tensor {name} has shape {list(found_shape)}, expected "
+                f"{list(shape)} by its config.json; use the config.json of this checkpoint."
+            )
+    extra = [n for n in checkpoint.names() if n not in expected and not n.endswith(BENIGN)]
+    if extra:
+        _log.warning("%d tensors are not of this model and left out: %s", len(extra), extra[:5])
+    return packed_config.make_layout(decoder, settings)
