@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shiftadd_tvm import allocation, calibration, calibration_text, distillation
 from shiftadd_tvm.bcq import MAX_BITS
@@ -28,7 +29,6 @@ from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.statistics_store import StatisticsStore
 
 Array = np.ndarray
-Tensor = torch.Tensor
 Report = Callable[[str, float, str], None]  # stage, its share that is done, what is being done
 
 _WINDOWS, _STATES, _DATA = "windows.safetensors", "states.safetensors", "data.json"

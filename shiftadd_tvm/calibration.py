@@ -16,12 +16,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shiftadd_tvm import families
 from shiftadd_tvm.reference import Arguments, ReferenceModel, WeightSource, of_rows
 
 Array = np.ndarray
-Tensor = torch.Tensor
 
 _ROWS = 4  # windows whose gradients exist together
 _HEAD_ROWS = 256  # whose logits exist together

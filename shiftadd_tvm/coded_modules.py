@@ -9,13 +9,13 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shiftadd_tvm import bcq
 from shiftadd_tvm.powers import decode_terms
 from shiftadd_tvm.separable_feedback import round_terms
 
 Array = np.ndarray
-Tensor = torch.Tensor
 
 
 class Rotated(torch.nn.Module):

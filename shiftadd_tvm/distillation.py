@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shiftadd_tvm.coded_modules import CodedLinear, Rotated, codes_of
 from shiftadd_tvm.dequantized import DequantizedModel
@@ -25,7 +26,6 @@ from shiftadd_tvm.reference import ReferenceModel
 from shiftadd_tvm.tensorfile import TensorFile, write_tensors
 
 Array = np.ndarray
-Tensor = torch.Tensor
 
 RATE = 2e-3  # of the logarithms, at its peak
 BETAS = (0.9, 0.95)

@@ -9,8 +9,8 @@ diagonal of H) go first; the order is undone in the results, so nothing of it is
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-Tensor = torch.Tensor
 RoundColumn = Callable[[int, Tensor], Tensor]  # (input k, column (N,)) -> rounded column (N,)
 
 DAMPING = 0.01  # of the mean diagonal, as GPTQ has it

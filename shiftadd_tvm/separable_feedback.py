@@ -17,13 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shiftadd_tvm import powers
 from shiftadd_tvm.error_feedback import Feedback, output_error
 from shiftadd_tvm.separable_fit import GAUSSIAN, levels_of
 from shiftadd_tvm.settings import QuantizeSettings
-
-Tensor = torch.Tensor
 
 _RIDGE = 1e-3  # of the mean diagonal, towards the s that there is: H may be singular
 _LEAST = 0.2  # of the s that there is: a fit below it is a column without information

@@ -14,13 +14,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from shiftadd_tvm.files import canonical_json
 from shiftadd_tvm.tensorfile import TensorFile, write_tensors
 
 Array = np.ndarray
-Tensor = torch.Tensor
 
 
 class StatisticsStore:

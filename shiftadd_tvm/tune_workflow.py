@@ -28,7 +28,7 @@ def plan_tune(
     output: str | Path | None = None,
     *,
     target: str | None = None,
-    bits: int | None = None,
+    bits: float | None = None,
     config: str | Path | None = None,
     threads: int | None = None,
     **budget: Any,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shiftadd_tvm import bcq, powers, separable_feedback
 from shiftadd_tvm.quantizers.alternating import make_rotation
@@ -18,7 +19,6 @@ from shiftadd_tvm.separable_fit import encode, levels_of
 from shiftadd_tvm.settings import QuantizeSettings
 
 Array = np.ndarray
-Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
