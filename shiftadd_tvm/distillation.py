@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shiftadd_tvm.bcq import SeparableScales
 from shiftadd_tvm.coded_modules import CodedLinear, Rotated, codes_of
 from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.packed import PackedModel
@@ -118,6 +119,7 @@ class Student:
         for path in group:
             weight = self._packed.weight(path)
             scales = weight.scales
+            assert isinstance(scales, SeparableScales), "a packed model with separable scales"
             if path == group[0]:
                 columns = torch.from_numpy(decode_terms(scales.column_terms))
                 terms = scales.column_terms.shape[1]

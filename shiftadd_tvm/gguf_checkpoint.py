@@ -10,6 +10,7 @@ The blocks are dequantized on reading. A quantized model so opened is the refere
 what it was made from is not in the file.
 """
 
+import functools
 import json
 import math
 import re
@@ -74,6 +75,7 @@ class GgufCheckpoint(Checkpoint):
         """Return the sorted tensor names."""
         return sorted(self._names)
 
+    @functools.cache  # noqa: B019  building one takes long; a checkpoint lives as long as its verb
     def tokenizer_files(self) -> dict[str, bytes]:
         """Return a tokenizer built out of the file's vocabulary, if it has one."""
         keys = ("bos_token_id", "eos_token_id", "pad_token_id")

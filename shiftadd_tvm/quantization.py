@@ -95,8 +95,13 @@ def quantize(
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     layout = make_layout(checkpoint, settings)
     golden.check_config(checkpoint.config)
+    tokenizer = checkpoint.tokenizer_files()
+    # now, since the golden logits come last: a tokenizer of another model is found before the work
+    golden.prompt_ids(tokenizer.get("tokenizer.json"), layout.decoder.vocabulary)
+    identity = _identity(checkpoint, settings)
     with staged(Path(output), GOLDEN, force=force, keep_on_failure=True) as folder:
-        run = _Run(checkpoint, layout, settings, folder, resume, progress or _silent)
+        finished = FinishedShards(folder, identity, resume)
+        run = _Run(checkpoint, layout, settings, folder, finished, tokenizer, progress or _silent)
         run.calibrate()
         layers = run.write_shards()
         run.tune()
@@ -125,22 +130,16 @@ class _Run:
         layout: Layout,
         settings: QuantizeSettings,
         folder: Path,
-        resume: bool,
+        finished: FinishedShards,
+        tokenizer: dict[str, bytes],
         progress: Progress,
     ) -> None:
         self.checkpoint, self.layout, self.settings = checkpoint, layout, settings
-        self.folder = folder
+        self.folder, self.tokenizer = folder, tokenizer
         self.decoder = layout.decoder
         count = self.decoder.layers + 1
         self.shards = [packed_writer.shard_name(index, count) for index in range(count)]
-        identity: dict[str, object] = {
-            "format": packed_config.VERSION,
-            "source": checkpoint.source_hash(),
-            "settings": settings.to_dict(),
-            "text": _text_digest(settings),
-        }
-        self.source_hash = identity["source"]
-        self.finished = FinishedShards(folder, identity, resume)
+        self.finished = finished
         self.done = 0
         self.stages = StageProgress(progress, layout.linear_weights(), stage_work(settings))
         self.calibrated: Calibrated | None = None
@@ -270,25 +269,34 @@ class _Run:
 
     def _write_config(self) -> None:
         config = packed_config.write_config(self.layout, self.settings, self.description)
-        config["source"] = self.source_hash
+        config["source"] = self.checkpoint.source_hash()
         packed_writer.write_config(self.folder, self.checkpoint.config, config)
         packed_writer.write_index(self.folder, self.shards)
 
     def finish(self) -> None:
         """Write everything that is not a shard, the golden file last, and drop the state."""
         self._write_config()
-        files = self.checkpoint.tokenizer_files()
-        for name, content in files.items():
+        for name, content in self.tokenizer.items():
             (self.folder / name).write_bytes(content)
         self.stages.report("end", 1.0, "golden logits")
         model = PackedModel(self.folder, golden=False)
-        computed = golden.compute(model, files.get("tokenizer.json"))
+        computed = golden.compute(model, self.tokenizer.get("tokenizer.json"))
         packed_writer.write_golden(self.folder, computed)
         PackedModel(self.folder)
         self.stages.report("end", 1.0, "publishing")
         if self.calibrated:
             StatisticsStore(self.folder / STATISTICS).remove()
         self.finished.remove_state()
+
+
+def _identity(checkpoint: Checkpoint, settings: QuantizeSettings) -> dict[str, object]:
+    """Return what shards must be of to be gone on with."""
+    return {
+        "format": packed_config.VERSION,
+        "source": checkpoint.source_hash(),
+        "settings": settings.to_dict(),
+        "text": _text_digest(settings),
+    }
 
 
 def _check_magnitude(checkpoint: Checkpoint, name: str) -> None:
