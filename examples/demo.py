@@ -1,8 +1,7 @@
 """The whole way on a real model: quantize, compile, generate, and what it costs, in one table.
 
-Each step is a command that can be typed by hand; it is printed before it runs. The bits are the
-fewest at which the artifact's perplexity stays within `LIMIT` times the reference's: they are tried
-downwards on a few windows, until one is beyond (fewer bits are never better).
+Each step is a command that can be typed by hand; it is printed before it runs. The model is calibrated
+on a text where `--calib` names one (the demo's own model has one), else on what it writes itself.
 """
 
 import argparse
@@ -17,9 +16,8 @@ from fetch_data import cache_folder
 MODEL = "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = "text/wikipedia_test.txt"
 PROMPT = "The three most important inventions in the history of science are"
-LIMIT = 2.0
-BITS = (4, 3, 2, 1)
-SCREEN, WINDOWS = 3, 20  # windows of 512 tokens: to rule a count of bits out, and to report
+CALIBRATION = "text/wikipedia_calibration.txt"
+WINDOWS = 20  # of 512 tokens, by which perplexities are compared
 
 Json = dict[str, object]
 
@@ -41,30 +39,15 @@ def perplexity(path: Path, text: Path, windows: int) -> float:
     return float(str(found["perplexity"]))
 
 
-def build(source: Path, folder: Path, bits: int) -> tuple[Path, Path, Json]:
+def build(source: Path, folder: Path, options: argparse.Namespace) -> tuple[Path, Path, Json]:
     """Quantize and compile `source`; return packed model, artifact and what quantize reported."""
-    packed, artifact = folder / f"packed-{bits}bit", folder / f"artifact-{bits}bit"
-    settings = ("--bits", str(bits), "--embedding-bits", "8", "--force")
-    report = call("quantize", str(source), "-o", str(packed), *settings)
+    packed, artifact = folder / f"packed-{options.bits}bit", folder / f"artifact-{options.bits}bit"
+    settings = ["--bits", options.bits, "--effort", options.effort, "--embedding-bits", "8"]
+    if options.calib:
+        settings += ["--calib", str(options.calib)]
+    report = call("quantize", str(source), "-o", str(packed), *settings, "--force")
     call("compile", str(packed), "-o", str(artifact), "--force")
     return packed, artifact, report
-
-
-def fewest_bits(source: Path, folder: Path, text: Path) -> tuple[int, Path, Path, Json]:
-    """Return the fewest bits within the limit on the screening windows, and what they gave."""
-    limit = LIMIT * perplexity(source, text, SCREEN)
-    best: tuple[int, Path, Path, Json] | None = None
-    for bits in BITS:
-        packed, artifact, report = build(source, folder, bits)
-        found = perplexity(artifact, text, SCREEN)
-        verdict = "within" if found <= limit else "beyond"
-        print(f"\n{bits} bits: perplexity {found:.1f}, {verdict} the limit of {limit:.1f}")
-        if best is None or found <= limit:
-            best = bits, packed, artifact, report
-        if found > limit:
-            break
-    assert best is not None
-    return best
 
 
 def size(path: Path) -> int:
@@ -77,13 +60,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", help="a checkpoint (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--output", type=Path, default=Path("build/demo"))
+    parser.add_argument("--bits", default="3", help="bits a weight, or an average such as 2.5")
+    parser.add_argument("--effort", default="fast", help="fast (minutes), normal, best")
+    parser.add_argument("--calib", type=Path, help="calibration text")
     options = parser.parse_args()
     started = time.perf_counter()
     source = Path(options.model) if options.model else cache_folder() / MODEL
+    if not options.model:
+        options.calib = options.calib or cache_folder() / CALIBRATION
     text = cache_folder() / TEXT
     options.output.mkdir(parents=True, exist_ok=True)
 
-    bits, packed, artifact, report = fewest_bits(source, options.output, text)
+    packed, artifact, report = build(source, options.output, options)
     sampling = ("--temperature", "0.7", "--top-p", "0.9", "--repetition-penalty", "1.15")
     written = call("run", str(artifact), "--prompt", PROMPT, "--max-new-tokens", "96", *sampling)
     rows = [
@@ -98,7 +86,7 @@ def main() -> None:
         print(f"{name:24}{bytes_ / 1e6:>7.1f} MB{bits_shown:>13}{found:>12.2f}")
     decode, prefill = (float(str(written[f"{k}_tokens_per_second"])) for k in ("decode", "prefill"))
     print(
-        f"\n{bits} bits; decode {decode:.0f} tokens/s, prefill {prefill:.0f} tokens/s; the demo took "
+        f"\n{options.bits} bits; decode {decode:.0f} tokens/s, prefill {prefill:.0f} tokens/s; the demo took "
         f"{time.perf_counter() - started:.0f} s"
     )
     print(f"go on with: .venv/bin/shiftadd-tvm chat {artifact}")

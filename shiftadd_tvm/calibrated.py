@@ -9,8 +9,10 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +33,10 @@ from shiftadd_tvm.statistics_store import StatisticsStore
 Array = np.ndarray
 Report = Callable[[str, float, str], None]  # stage, its share that is done, what is being done
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+WORKERS = 2  # groups that are coded together: each holds its matrices and the factor of its H
 _WINDOWS, _STATES, _DATA = "windows.safetensors", "states.safetensors", "data.json"
 _ENERGIES, _COSTS = "energies.json", "costs.json"
 _TUNING, _TUNED = "tuning.safetensors", "tuned.safetensors"
@@ -126,37 +132,47 @@ class Calibrated:
     def _costs(self) -> dict[str, dict[int, float]]:
         """Return the expected loss of every linear by its bits."""
         energies, found = self.energies(), self._store.json(_COSTS)
-        candidates = widths(self._settings.bits)
-        groups = self._decoder.input_groups()
-        for index, group in enumerate(groups):
-            if group[-1] in found:
-                continue
-            self._report("allocate", index / len(groups), f"sensitivity: {group[0]}")
-            matrices = [self._checkpoint.read(f"{linear}.weight") for linear in group]
-            hessian = self.hessian(group)
-            powers = [_energy(matrix, hessian) for matrix in matrices]
-            errors: dict[str, dict[str, float]] = {linear: {} for linear in group}
-            with one_thread():
-                for bits in candidates:
-                    coded = shiftadd.quantize(
-                        matrices, [bits] * len(group), hessian, self._settings, rounds=0
-                    )
-                    for linear, one, power in zip(group, coded, powers, strict=True):
-                        errors[linear][str(bits)] = one.output_error * power * energies[linear]
-            found |= errors
+        groups = [g for g in self._decoder.input_groups() if g[-1] not in found]
+        measure = lambda group: self._group_costs(group, energies)
+        for index, costs in enumerate(self.each(measure, groups)):
+            self._report("allocate", index / len(groups), f"sensitivity: {groups[index][0]}")
+            found |= costs
             self._store.put_json(_COSTS, found)
         return {name: {int(b): c for b, c in by_bits.items()} for name, by_bits in found.items()}  # type: ignore[attr-defined]
 
-    def code(self, group: tuple[str, ...], bits: list[int]) -> list[shiftadd.Quantized]:
-        """Return the coded linears of a group."""
+    def _group_costs(
+        self, group: tuple[str, ...], energies: dict[str, float]
+    ) -> dict[str, dict[str, float]]:
         matrices = [self._checkpoint.read(f"{linear}.weight") for linear in group]
+        hessian = self.hessian(group)
+        powers = [_energy(matrix, hessian) for matrix in matrices]
+        costs: dict[str, dict[str, float]] = {linear: {} for linear in group}
+        for bits in widths(self._settings.bits):
+            coded = shiftadd.quantize(
+                matrices, [bits] * len(group), hessian, self._settings, rounds=0
+            )
+            for linear, one, power in zip(group, coded, powers, strict=True):
+                costs[linear][str(bits)] = one.output_error * power * energies[linear]
+        return costs
+
+    def code(
+        self, group: tuple[str, ...], matrices: Sequence[Array], bits: Sequence[int]
+    ) -> list[shiftadd.Quantized]:
+        """Return the coded linears of a group, whose weights are `matrices`."""
         importance = None
         if self._settings.allocates:  # then the gradients are known
             energies = self.energies()
             importance = [energies[linear] for linear in group]
-        with one_thread():
-            hessian, rounds = self.hessian(group), self._settings.amounts.rounds
-            return shiftadd.quantize(matrices, bits, hessian, self._settings, importance, rounds)
+        hessian, rounds = self.hessian(group), self._settings.amounts.rounds
+        return shiftadd.quantize(matrices, bits, hessian, self._settings, importance, rounds)
+
+    @staticmethod
+    def each(work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """Yield the results of `work` for `items` in order, a few at a time, each by one thread:
+        their many small operators gain nothing from more, and sums keep their order."""
+        with one_thread(), ThreadPoolExecutor(WORKERS) as pool:
+            for start in range(0, len(items), WORKERS):  # few are waited for when one fails
+                yield from pool.map(work, items[start : start + WORKERS])
 
     def tune(self, packed: PackedModel) -> dict[str, Array]:
         """Return the tuned scales and vectors of the coded model; see `distillation.tune`."""

@@ -14,7 +14,7 @@ class Effort:
 
 
 EFFORTS = {
-    "fast": Effort(tokens=16384, rounds=1, steps=0),
+    "fast": Effort(tokens=8192, rounds=1, steps=0, gradient_windows=4),
     "normal": Effort(tokens=32768, rounds=2, steps=96),
     "best": Effort(tokens=131072, rounds=2, steps=768),
 }

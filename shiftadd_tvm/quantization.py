@@ -187,12 +187,15 @@ class _Run:
     def _quantize_block(self, block: str) -> tuple[Tensors, list[LayerReport]]:
         tensors: Tensors = {}
         reports: list[LayerReport] = []
-        for group in self.decoder.input_groups():
-            if group[0].startswith(f"{block}."):
-                quantized = self._quantize_group(group)
-                tensors |= packed_writer.group_tensors(group, [weight for weight, _ in quantized])
-                pairs = zip(group, quantized, strict=True)
-                reports += [self._report(linear, *one) for linear, one in pairs]
+        groups = [g for g in self.decoder.input_groups() if g[0].startswith(f"{block}.")]
+        self._report_coded(groups[0][0])
+        each = self.calibrated.each if self.calibrated else map
+        for group, quantized in zip(groups, each(self._quantize_group, groups), strict=True):
+            tensors |= packed_writer.group_tensors(group, [weight for weight, _ in quantized])
+            pairs = zip(group, quantized, strict=True)
+            reports += [self._report(linear, *one) for linear, one in pairs]
+            self.done += sum(math.prod(self.layout.linears()[linear]) for linear in group)
+            self._report_coded(group[0])
         for name in self.layout.plain_shapes():
             if name.startswith(f"{block}."):
                 tensors[name] = self._plain_tensor(name)
@@ -202,19 +205,12 @@ class _Run:
         for linear in group:
             _check_magnitude(self.checkpoint, f"{linear}.weight")
         matrices = [self.checkpoint.read(f"{linear}.weight") for linear in group]
-        self._report_coded(group[0])
         bits = [self.layout.bits[linear] for linear in group]
-        quantized: list[Quantized]
         if self.calibrated:
-            quantized = [
-                (one.weight, one.output_error) for one in self.calibrated.code(group, bits)
-            ]
-        else:
-            method = importlib.import_module(f"shiftadd_tvm.quantizers.{self.settings.method}")
-            quantized = [(one, None) for one in method.quantize(matrices, bits, self.settings)]
-        self.done += sum(matrix.size for matrix in matrices)
-        self._report_coded(group[0])
-        return quantized
+            coded = self.calibrated.code(group, matrices, bits)
+            return [(one.weight, one.output_error) for one in coded]
+        method = importlib.import_module(f"shiftadd_tvm.quantizers.{self.settings.method}")
+        return [(one, None) for one in method.quantize(matrices, bits, self.settings)]
 
     def _report(self, linear: str, weight: BCQWeight, output_error: float | None) -> LayerReport:
         outputs, inputs = weight.shape

@@ -11,6 +11,7 @@ BASE = 600_000_000  # Python with torch
 PER_WEIGHT = 24
 PER_HEAD_WEIGHT = 12
 PER_MOMENT = 48  # of H: itself, rotated, ordered in float64, its factor and their inverses
+GROUPS = 2  # that are coded together
 WINDOW = 512  # tokens that are tuned on together
 PER_TUNED_WEIGHT = 4
 PER_ACTIVATION = 4 * 3  # kept for the way back, with what is computed from it
@@ -29,7 +30,7 @@ def peak(decoder: Decoder, settings: QuantizeSettings) -> int:
     tokens = settings.calibration_tokens or settings.amounts.tokens
     states = tokens * decoder.hidden * 4
     walk = 2 * states + sum(group[0][1] ** 2 for group in groups) * 4
-    coding = layer * PER_WEIGHT + inputs**2 * PER_MOMENT
+    coding = GROUPS * (layer * PER_WEIGHT + inputs**2 * PER_MOMENT)
     tuning = _tuning(decoder, states) if settings.amounts.steps else 0
     return BASE + max(plain, walk, coding, tuning)
 
