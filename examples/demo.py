@@ -86,8 +86,8 @@ def main() -> None:
         print(f"{name:24}{bytes_ / 1e6:>7.1f} MB{bits_shown:>13}{found:>12.2f}")
     decode, prefill = (float(str(written[f"{k}_tokens_per_second"])) for k in ("decode", "prefill"))
     print(
-        f"\n{options.bits} bits; decode {decode:.0f} tokens/s, prefill {prefill:.0f} tokens/s; the demo took "
-        f"{time.perf_counter() - started:.0f} s"
+        f"\n{options.bits} bits; decode {decode:.0f} tokens/s, prefill {prefill:.0f} tokens/s; "
+        f"the demo took {time.perf_counter() - started:.0f} s"
     )
     print(f"go on with: .venv/bin/shiftadd-tvm chat {artifact}")
 
