@@ -16,7 +16,7 @@ def parse_bits(text: str) -> float:
         value = -1.0
     if not 1 <= value <= 4:
         raise UsageError(f"--bits is {text}, expected a number from 1 to 4, such as 3 or 2.2.")
-    return value
+    return value if value % 1 else int(value)
 
 
 def parse_size(text: str) -> int:

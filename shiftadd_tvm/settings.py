@@ -50,10 +50,12 @@ class QuantizeSettings:
     calibration_tokens: int | None = None  # None: as the effort has it
 
     def __post_init__(self) -> None:
-        """Check every value."""
+        """Check every value; a whole number of bits is an int, however it was written."""
         between = isinstance(self.bits, int | float) and 1 <= self.bits <= MAX_BITS
         average = f"a number from 1 to {MAX_BITS}, whole for a method without calibration"
         _require(between and (self.calibrated or self.bits % 1 == 0), "bits", self.bits, average)
+        if self.bits % 1 == 0:
+            object.__setattr__(self, "bits", int(self.bits))
         for name, bits in self.bits_per_module.items():
             whole = type(bits) is int and 1 <= bits <= MAX_BITS
             _require(whole, name, bits, f"a whole number from 1 to {MAX_BITS}")

@@ -66,7 +66,8 @@ def test_the_operator_that_is_timed_is_right(shape: tuple[int, int], bits: int) 
         assert len(outputs) == len(names) == cold.count
         for name, found in zip(names, outputs, strict=True):
             expected = x @ bcq.dequantize(model.weight(name)).T
-            assert np.abs(found - expected).max() <= 1e-3 * np.abs(expected).max()
+            # 13 bits of an activation whose drawn column scales differ several times over
+            assert np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()
 
 
 def test_the_weights_that_are_timed_are_cold_and_counted() -> None:

@@ -72,7 +72,7 @@ def test_the_table(tiny: Tiny) -> None:
     text = call("inspect", tiny.artifact, "--ops").stdout
     row = re.search(r"^  lut_query(?: and \d+ alike)? +((?:\d+ +){6})yes$", text, re.MULTILINE)
     assert row and row[1].split()[0] == "0" and int(row[1].split()[3]) > 0, text
-    assert re.search(r"^  gemm_planes.* no$", text, re.MULTILINE)
+    assert re.search(r"^  gemm_planes.* no(?: \(the loop is undecided\))?$", text, re.MULTILINE)
     assert "effective bits" in text and "'" not in text
     assert "multiplication-free" not in call("inspect", tiny.artifact).stdout
 

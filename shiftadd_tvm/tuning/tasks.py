@@ -24,11 +24,13 @@ from shiftadd_tvm.ops import OP, gemm, lut
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.pipeline import schedules
 from shiftadd_tvm.powers import EXPONENT_BIAS
+from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.tuning.measure import COLD, Data
 
+DEFAULTS = QuantizeSettings()
 FORMATS = {len(form.digit_bits): form for form in lut.FORMATS.values()}
 SHIPPED_BITS = (2, 3, 4)
-TERMS = (2, 3)  # of rows and planes, as `quantize` stores them unless told otherwise
+TERMS = (DEFAULTS.row_terms, DEFAULTS.plane_terms)  # of r and c, as `quantize` writes them
 
 SHIPPED = ("smollm2-135m", "llama-2-7b", "llama-3-8b", "opt-1.3b")
 
