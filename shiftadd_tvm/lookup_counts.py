@@ -59,7 +59,9 @@ def linears(reader: Reader) -> Parts:
         sums = -(-inputs // first.block[1]) if first.block else 1
         parts.append({"tables": _tables(inputs, whole, sums)})
     for matrix in reader.matrices:
-        parts += [_block(matrix, inputs, whole) if matrix.block else _separable(matrix, inputs, whole)]
+        parts += [
+            _block(matrix, inputs, whole) if matrix.block else _separable(matrix, inputs, whole)
+        ]
         if alone and matrix.block and matrix.block[1] != 1:
             parts.append({"tables": _tables(inputs, whole)})
     return merged(parts)

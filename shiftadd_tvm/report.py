@@ -17,7 +17,9 @@ NO_FILE = (
     "Errors and sensitivity are not shown: this packed model has no quantization_report.json, so it "
     "was made by an earlier version or the file was removed. Quantize the checkpoint again to have them."
 )
-NO_OUTPUT_ERROR = "Output errors are not shown: the method that made this model used no calibration data."
+NO_OUTPUT_ERROR = (
+    "Output errors are not shown: the method that made this model used no calibration data."
+)
 NO_LOSS = (
     "Sensitivity and shares of the loss are not shown: the bits of this model's linears were given, "
     "not chosen by their expected loss."
@@ -107,7 +109,9 @@ def _facts(model: PackedModel) -> dict[str, str]:
         "Seed": str(seed),
         "Scales": str(blocks.get("format")),
         "Rotation": f"Hadamard, up to {turned['max_block']}" if turned else "none",
-        "Embedding and head": "8 bits" if model.layout.embedding_bits == 8 else "as in the checkpoint",
+        "Embedding and head": "8 bits"
+        if model.layout.embedding_bits == 8
+        else "as in the checkpoint",
     }
     return facts
 

@@ -27,7 +27,7 @@ STACKED = (
     "the name of the first, and rows are padded to whole blocks."
 )
 NO_COUNTS = (
-    "Operations are not counted: {why}. Report the packed model that this artifact was compiled from."
+    "Operations are not counted: {why}. Report the packed model that this was compiled from."
 )
 _ORDER = re.compile(r"bytes-rows(\d+)")
 _SHARED = ("column_terms", "signs")  # stored once, behind the matrices that share an input
@@ -55,7 +55,9 @@ def gather(path: Path) -> Report:
     order = _ORDER.fullmatch(str(artifact.manifest.get("packed_order")))
     groups = list(_groups(artifact))
     quantization = artifact.section("quantization")
-    work, why = _work(artifact, groups) if order else (None, "its packed order is of another version")
+    work, why = (
+        _work(artifact, groups) if order else (None, "its packed order is of another version")
+    )
     missing = [NO_ERRORS, STACKED] if order else [NO_ERRORS]
     return Report(
         kind="artifact",
@@ -111,7 +113,11 @@ def _layer(path: Path, stored: _Stored) -> Layer:
 
 
 def _facts(artifact: Artifact) -> dict[str, str]:
-    manifest, target, model = artifact.manifest, artifact.section("target"), artifact.section("model")
+    manifest, target, model = (
+        artifact.manifest,
+        artifact.section("target"),
+        artifact.section("model"),
+    )
     kernels, producer = artifact.section("kernels"), artifact.section("producer")
     join = lambda pairs: ", ".join(f"{value} {key}" for key, value in pairs.items())
     return {
@@ -136,15 +142,21 @@ def _work(artifact: Artifact, groups: list[list[_Stored]]) -> tuple[Work | None,
     if not all("column_terms" in group[0].tensors for group in groups):
         return None, "its scales are not separable"
     whole = artifact.activations() != "float32"
-    readers = [_reader(artifact.path, artifact.section("quantization"), group, whole) for group in groups]
+    readers = [
+        _reader(artifact.path, artifact.section("quantization"), group, whole) for group in groups
+    ]
     plain = {spec.name: spec for spec in artifact.parameters}
     norms = tuple(
-        math.prod(map(int, spec.shape)) for name, spec in plain.items() if name.endswith("norm.weight")
+        math.prod(map(int, spec.shape))
+        for name, spec in plain.items()
+        if name.endswith("norm.weight")
     )
     scaled = any(name.endswith(".weight_scale") for name in plain)
     rest = Rest(*(artifact.number("model", key) for key in needed), norms=norms, scaled=scaled)
     once = artifact.manifest.get("looked_up")
-    read = [spec for spec in artifact.parameters if not (isinstance(once, list) and spec.name in once)]
+    read = [
+        spec for spec in artifact.parameters if not (isinstance(once, list) and spec.name in once)
+    ]
     weights = sum(m.outputs * reader.inputs for reader in readers for m in reader.matrices)
     dense = sum(math.prod(map(int, s.shape)) for s in read if s.name.endswith(".weight"))
     nbytes = sum(spec.nbytes for spec in read)
@@ -167,7 +179,9 @@ def _reader(
         )
         for stored, layer in zip(group, layers, strict=True)
     )
-    return Reader(inputs, _rotation(quantization, inputs, "signs" in group[0].tensors), matrices, whole)
+    return Reader(
+        inputs, _rotation(quantization, inputs, "signs" in group[0].tensors), matrices, whole
+    )
 
 
 def _rotation(quantization: Mapping[str, object], inputs: int, rotated: bool) -> int:

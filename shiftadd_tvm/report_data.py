@@ -69,8 +69,13 @@ class Work:
     def to_dict(self) -> Fields:
         """Return all as JSON types."""
         estimates = {
-            name: {"built": e.built(), "left_in_fp16": e.mixed(), "fp16": e.dense(), "linears": e.linears,
-                   "linears_fp16": e.baseline}
+            name: {
+                "built": e.built(),
+                "left_in_fp16": e.mixed(),
+                "fp16": e.dense(),
+                "linears": e.linears,
+                "linears_fp16": e.baseline,
+            }
             for name, e in self.estimates().items()
         }
         return {

@@ -12,16 +12,16 @@ from shiftadd_tvm.report_style import STYLE
 MARK = b"<!DOCTYPE html><!-- shiftadd-tvm report -->"  # by which a report is known again
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _ERRORS = (
-    "Relative squared errors, block by block. Weight error: of the weights themselves, |W − Ŵ|² / |W|². "
-    "Output error: of what the linear computes on the calibration data, |X(W − Ŵ)ᵀ|² / |XWᵀ|²; it is what "
-    "a calibrated method makes small. Both are those of the codes, before scales are tuned end to end."
+    "Relative squared errors by block. Weight error: of the weights themselves, |W − Ŵ|² / |W|². "
+    "Output error: of what a linear computes on the calibration data, |X (W − Ŵ)ᵀ|² / |X Wᵀ|², which "
+    "a calibrated method makes small. Both are of the codes, before scales are tuned end to end."
 )
 _LOSSES = (
-    "The expected rise of the loss, in nats a token, if one linear alone had that many bits: its "
-    "squared output error times the mean squared gradient of the loss there. The bits of all linears "
-    "were chosen so that the sum is least within the budget."
+    "What the loss is expected to rise by, up to one factor, if a linear had that many bits: its "
+    "squared output error times the mean squared gradient of the loss there. Bits were chosen so that "
+    "the sum over all linears is least within the budget."
 )
-_BYTES = "Linears that read one activation share its scales and signs; these count for the first of them."
+_BYTES = "Linears that read one activation share its scales and signs, which count for the first of them."
 
 
 def render(report: Report) -> bytes:
@@ -47,12 +47,15 @@ def render(report: Report) -> bytes:
     )
     body = "\n".join(part for part in sections if part)
     # names of files may hold what UTF-8 cannot
-    return MARK + f"\n{head}<body><main>\n{body}\n</main></body></html>\n".encode("utf-8", "replace")
+    return MARK + f"\n{head}<body><main>\n{body}\n</main></body></html>\n".encode(
+        "utf-8", "replace"
+    )
 
 
 def _header(report: Report) -> str:
     what = {"packed": "Packed model", "artifact": "Artifact"}[report.kind]
-    return f'<header><h1>{escape(report.title)}</h1><div class="soft">{what} of shiftadd-tvm</div></header>'
+    title = f"<h1>{escape(report.title)}</h1>"
+    return f'<header>{title}<div class="soft">{what} of shiftadd-tvm</div></header>'
 
 
 def _tiles(report: Report) -> str:
@@ -62,7 +65,8 @@ def _tiles(report: Report) -> str:
         (size(report.linear_bytes), "quantized linears"),
     ]
     values += report_work.tiles(report)
-    cells = (f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in values)
+    pairs = ((escape(value), escape(name)) for value, name in values)
+    cells = (f"<div><b>{value}</b><span>{name}</span></div>" for value, name in pairs)
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
@@ -101,7 +105,8 @@ def _losses(report: Report) -> str:
 def _layers(report: Report) -> str:
     if not report.layers:
         return ""
-    head = ("linear", "outputs × inputs", "bits", "weight error", "output error", "bytes", "share of loss")
+    errors = ("weight error", "output error")
+    head = ("linear", "outputs × inputs", "bits", *errors, "bytes", "share of loss")
     rows = [_row(report, layer) for layer in report.layers]
     return section("Every layer", paragraph(_BYTES) + table(head, rows, "sticky"))
 
@@ -121,4 +126,6 @@ def _row(report: Report, layer: Layer) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if value >= 0.001 or value == 0 else f"{value:.1e}"

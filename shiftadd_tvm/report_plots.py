@@ -10,7 +10,7 @@ Series = Mapping[int, float]  # block -> value
 Lines = Sequence[tuple[str, str, Series]]  # (CSS class, name, values)
 
 CELL, GAP, LABEL, LINE = 22, 2, 84, 18
-WIDTH, HEIGHT = 300, 170  # of a small plot
+WIDTH, HEIGHT = 260, 150  # of a small plot
 LEFT, RIGHT, TOP, BOTTOM = 44, 18, 10, 26  # its margins
 EVERY = 5  # blocks between two numbers under a heat map
 
@@ -27,13 +27,13 @@ def _text(value: object) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
-def _svg(width: float, height: float, content: str, label: str, **attributes: object) -> str:
+def _svg(width: int, height: int, content: str, label: str, css: str = "") -> str:
     return _element(
         "svg",
         _element("title", escape(label)) + content,
-        viewBox=f"0 0 {_text(width)} {_text(height)}",
+        viewBox=f"0 0 {width} {height}",
         role="img",
-        **attributes,
+        class_=css,
     )
 
 
@@ -64,7 +64,9 @@ def heat_map(report: Report) -> str:
     width = LABEL + (last + 1) * CELL
     label = "Bits of each linear by block and kind"
     content = "".join([*names, *cells, *numbers])
-    return _svg(width, bottom + 4, content, label, width=width, height=bottom + 4)
+    # never narrower than it can be read: a narrow page scrolls it
+    map_ = _svg(width, bottom + 4, content, label)
+    return f'<div style="min-width: {width * 3 // 4}px; max-width: {width}px">{map_}</div>'
 
 
 def _middle(row: int) -> float:
@@ -175,7 +177,7 @@ def _plot(scale: _Scale, lines: Lines, chosen: Series, kind: str, what: str) -> 
             for block, value in sorted(series.items())
         ]
     parts += [
-        _element("circle", cx=scale.x(block), cy=scale.y(value), r=4, class_="chosen")
+        _element("circle", cx=scale.x(block), cy=scale.y(value), r=3.2, class_="chosen")
         for block, value in sorted(chosen.items())
     ]
     return _svg(WIDTH, HEIGHT, "".join(parts), f"{what} of {kind} by block")
@@ -192,7 +194,9 @@ def bars(rows: Sequence[tuple[str, Mapping[str, float], str]]) -> str:
         for css, value in parts.items():
             length = (width - room) * value / longest
             box = {"x": x, "y": y + 6, "width": max(length - 1.5, 0.0), "height": bar}
-            drawn.append(_element("rect", _element("title", escape(css)), **box, class_=f"part {css}"))
+            drawn.append(
+                _element("rect", _element("title", escape(css)), **box, class_=f"part {css}")
+            )
             x += length
         drawn.append(_element("text", escape(text), x=x + 5, y=y + 6 + bar - 4))
-    return _svg(width, len(rows) * 44 + 2, "".join(drawn), "Energy by part", class_="bars")
+    return _svg(width, len(rows) * 44 + 2, "".join(drawn), "Energy by part", "bars")

@@ -1,5 +1,7 @@
 """The style sheet of a report: light and dark, wide and narrow, no font or file from elsewhere."""
 
+from shiftadd_tvm.bcq import MAX_BITS
+
 _LIGHT = """
   --page: #f7f7f5; --card: #ffffff; --ink: #1b1b1a; --soft: #5c5b57; --line: #dfded9;
   --b1: #cde2fb; --b2: #86b6ef; --b3: #2a78d6; --b4: #104281;
@@ -17,6 +19,15 @@ _DARK = """
   --linears: #3987e5; --head: #e0703f; --attention: #1fa873; --rest: #9b85dd;
 """
 
+_NAMES = ("weight", "output", "linears", "head", "attention", "rest")
+_COLOURS = "\n".join(
+    [
+        *(f".b{n} {{ --c: var(--b{n}); --i: var(--i{n}); }}" for n in range(1, MAX_BITS + 1)),
+        *(f".w{n} {{ --c: var(--w{n}); }}" for n in range(1, MAX_BITS + 1)),
+        *(f".{name} {{ --c: var(--{name}); }}" for name in _NAMES),
+    ]
+)
+
 STYLE = f"""
 :root {{ color-scheme: light dark; {_LIGHT} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}
@@ -31,12 +42,12 @@ p {{ margin: .4rem 0 .8rem; max-width: 46rem; }}
 section {{ background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 1rem 1.1rem; margin-top: 1rem; }}
 .tiles {{ display: grid; gap: .75rem; margin-top: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); }}
+  grid-template-columns: repeat(auto-fit, minmax(min(9.5rem, 45%), 1fr)); }}
 .tiles div {{ background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: .7rem .9rem; }}
 .tiles b {{ display: block; font-size: 1.45rem; font-weight: 600; line-height: 1.3; }}
 .tiles span {{ color: var(--soft); font-size: .875rem; line-height: 1.3; display: block; }}
-dl {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .6rem 1.5rem;
+dl {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(11rem, 45%), 1fr)); gap: .6rem 1.5rem;
   margin: 0; }}
 dt {{ font-size: .8rem; }}
 dd {{ margin: 0; overflow-wrap: anywhere; }}
@@ -59,12 +70,12 @@ tr.sum td {{ font-weight: 600; border-bottom: 0; }}
   margin-right: .4rem; vertical-align: -1px; }}
 .legend i.ring {{ border-radius: 50%; border: 2px solid var(--ink); background: none; }}
 .panels {{ display: grid; gap: .8rem 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)); }}
+  grid-template-columns: repeat(auto-fill, minmax(min(12.5rem, 100%), 1fr)); }}
 figure {{ margin: 0; min-width: 0; }}
 figcaption {{ font-size: .875rem; }}
-svg {{ display: block; }}
-.panels svg, svg.bars {{ width: 100%; height: auto; }}
-svg.bars {{ max-width: 40rem; }}
+svg {{ display: block; width: 100%; height: auto; }}
+svg.bars {{ max-width: 40rem; margin-bottom: .8rem; }}
+.panels svg {{ max-width: 22rem; }}
 svg text {{ fill: var(--soft); font-size: 12px; font-family: inherit; }}
 svg text.name {{ fill: var(--ink); }}
 svg .mid {{ text-anchor: middle; }}
@@ -73,11 +84,10 @@ svg .sup {{ font-size: 9px; }}
 .grid {{ stroke: var(--line); stroke-width: 1; }}
 .series {{ fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; }}
 .dot, i, .part {{ fill: var(--c); background: var(--c); }}
-.chosen {{ fill: none; stroke: var(--ink); stroke-width: 1.6; }}
+.chosen {{ fill: none; stroke: var(--ink); stroke-width: 1.3; }}
 .bits rect {{ fill: var(--c); }}
 .bits text {{ fill: var(--i); }}
-{"".join(f".b{n} {{ --c: var(--b{n}); --i: var(--i{n}); }} .w{n} {{ --c: var(--w{n}); }} " for n in range(1, 5))}
-{" ".join(f".{name} {{ --c: var(--{name}); }}" for name in ("weight", "output", "linears", "head", "attention", "rest"))}
+{_COLOURS}
 details {{ margin-top: .8rem; }}
 summary {{ cursor: pointer; }}
 code {{ font-size: .9em; }}

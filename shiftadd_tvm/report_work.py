@@ -19,10 +19,10 @@ _COLUMNS = {
     "functions": "functions",
 }
 _COUNTS = (
-    "One token at position {positions}. A look-up replaces 4 multiplications and 3 additions of a plane. "
-    "Whole additions are of integers (sums of table entries); a shift is an integer addition to the "
-    "exponent of a float; functions are exponentials, divisions, roots, cosines and sines. The first "
-    "four rows are the quantized linears, which multiply nothing."
+    "One token at position {positions}. A look-up finds the sum of 4 inputs in a table. Whole additions "
+    "are of integers, such as sums of table entries; a shift is an integer addition to the exponent of "
+    "a float; functions are exponentials, divisions, roots, cosines and sines. The first four rows are "
+    "the quantized linears, which multiply nothing."
 )
 _FORMULAS = (
     "For K inputs in G = ⌈K / 4⌉ tables, N outputs, P planes, and t powers of two in a scale:",
@@ -36,9 +36,9 @@ _FORMULAS = (
 )
 _ENERGY = (
     "An estimate, not a measurement: operations times published energies of arithmetic units in 45 nm "
-    "CMOS. ShiftAddLLM publishes two sets of constants that disagree, one in Table 1 of the paper, one in "
-    "its code; here are both. Functions, sign flips, registers, caches and control count nothing; a "
-    "look-up counts as the published one, whose table is 16 times as large."
+    "CMOS. ShiftAddLLM publishes two sets of constants that disagree, one in Table 1 of the paper, one "
+    "in its code; here are both. Functions, sign flips, registers, caches and control count nothing; "
+    "a look-up counts as the published one, whose table is 16 times as large."
 )
 _LEFT = (
     "“as built” is what these kernels do: what is not quantized computes in float32. “rest in FP16” has "
@@ -70,7 +70,7 @@ def tiles(report: Report) -> list[tuple[str, str]]:
     return [
         (
             f"{low:.1f}–{high:.1f} ×",
-            "less arithmetic energy in the quantized linears than FP16, by two published sets of constants",
+            "less arithmetic energy in the quantized linears than FP16, by two published sets",
         )
     ]
 
@@ -99,7 +99,8 @@ def _operations(work: Work) -> str:
 
 def _row(name: str, count: Count) -> list[str]:
     numbers = dataclasses.asdict(count)
-    return [name, *(report_html.cell(_short(numbers[key]), title=f"{numbers[key]:,}") for key in _COLUMNS)]
+    cells = (report_html.cell(_short(numbers[key]), title=f"{numbers[key]:,}") for key in _COLUMNS)
+    return [name, *cells]
 
 
 def _short(number: int) -> str:
@@ -108,7 +109,8 @@ def _short(number: int) -> str:
         return "–"
     for unit, factor in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= factor:
-            return f"{number / factor:.3g} {unit}" if number < 999.5 * factor else f"{number / factor:.0f} {unit}"
+            found = number / factor
+            return f"{found:.3g} {unit}" if found < 999.5 else f"{found:.0f} {unit}"
     return str(number)
 
 
@@ -164,7 +166,8 @@ def _table(estimates: dict[str, Estimate]) -> str:
 
 def _constants() -> str:
     rows = [
-        [text, *(f"{getattr(constants, key):g}" for constants in energy.SETS)] for key, text in _CONSTANTS
+        [text, *(f"{getattr(constants, key):g}" for constants in energy.SETS)]
+        for key, text in _CONSTANTS
     ]
     sources = "".join(paragraph(f"{c.name}: {c.source}") for c in energy.SETS)
     return report_html.table(["operation", *(c.name for c in energy.SETS)], rows) + sources
