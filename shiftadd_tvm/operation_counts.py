@@ -104,8 +104,8 @@ def _attention(model: Rest, positions: int) -> Count:
     rotary = Count(multiplies=2, adds=1).times(size * (heads + model.kv_heads))
     products = Count(multiplies=2, adds=2).times(size * positions)  # with keys, then values
     softmax = Count(multiplies=1, adds=2, functions=1).times(positions)
-    pages = Count(multiplies=size + 1, functions=1).times(-(-positions // PAGE))
-    ending = Count(multiplies=size, functions=1)
+    pages = Count(multiplies=size + 1, adds=1, functions=1).times(-(-positions // PAGE))
+    ending = Count(functions=size)  # divisions
     a_head = products + softmax + pages + ending
     return angles + (rotary + a_head.times(heads)).times(model.layers)
 

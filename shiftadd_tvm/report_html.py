@@ -24,20 +24,13 @@ def legend(entries: Iterable[tuple[str, str]]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], css: str = "", total: bool = False
-) -> str:
-    """Return a table that scrolls by itself; cells that are not `Markup` are escaped.
-
-    `total` sets the last row off.
-    """
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], css: str = "") -> str:
+    """Return a table that scrolls by itself; cells that are not `Markup` are escaped."""
     cells = "".join(f"<th>{escape(name)}</th>" for name in head)
-    lines = [f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows]
-    if total and lines:
-        lines[-1] = lines[-1].replace("<tr>", '<tr class="sum">', 1)
+    lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
         f'<div class="scroll"><table class="{css}"><thead><tr>{cells}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f"<tbody>{lines}</tbody></table></div>"
     )
 
 

@@ -107,13 +107,16 @@ def _layers(report: Report) -> str:
         return ""
     errors = ("weight error", "output error")
     head = ("linear", "outputs × inputs", "bits", *errors, "bytes", "share of loss")
-    rows = [_row(report, layer) for layer in report.layers]
+    shares = [report.share(layer) for layer in report.layers]
+    largest = max((share for share in shares if share is not None), default=1.0)
+    rows = [_row(*pair, largest) for pair in zip(report.layers, shares, strict=True)]
     return section("Every layer", paragraph(_BYTES) + table(head, rows, "sticky"))
 
 
-def _row(report: Report, layer: Layer) -> list[str]:
-    share = report.share(layer)
-    loss = "–" if share is None else cell(f"{share:.2%}", css="share", style=f"--part: {share:.1%}")
+def _row(layer: Layer, share: float | None, largest: float) -> list[str]:
+    loss = "–"
+    if share is not None:
+        loss = cell(f"{share:.2%}", css="share", style=f"--part: {share / largest:.0%}")
     return [
         layer.name,
         f"{layer.shape[0]} × {layer.shape[1]}",

@@ -186,7 +186,7 @@ def _plot(scale: _Scale, lines: Lines, chosen: Series, kind: str, what: str) -> 
 def bars(rows: Sequence[tuple[str, Mapping[str, float], str]]) -> str:
     """Return stacked bars: (label, CSS class -> value, text behind the bar), one scale for all."""
     longest = max(sum(parts.values()) for _, parts, _ in rows) or 1.0
-    width, bar, room = 560, 16, 66
+    width, bar, room = 380, 14, 62
     drawn = []
     for place, (label, parts, text) in enumerate(rows):
         y, x = place * 44 + 14, 0.0

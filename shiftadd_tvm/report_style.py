@@ -47,8 +47,8 @@ section {{ background: var(--card); border: 1px solid var(--line); border-radius
   padding: .7rem .9rem; }}
 .tiles b {{ display: block; font-size: 1.45rem; font-weight: 600; line-height: 1.3; }}
 .tiles span {{ color: var(--soft); font-size: .875rem; line-height: 1.3; display: block; }}
-dl {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(11rem, 45%), 1fr)); gap: .6rem 1.5rem;
-  margin: 0; }}
+dl {{ display: grid; gap: .6rem 1.5rem; margin: 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(11rem, 45%), 1fr)); }}
 dt {{ font-size: .8rem; }}
 dd {{ margin: 0; overflow-wrap: anywhere; }}
 .note {{ border-left: 4px solid var(--weight); }}
@@ -57,12 +57,11 @@ dd {{ margin: 0; overflow-wrap: anywhere; }}
 table {{ border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }}
-th {{ font-weight: 500; vertical-align: bottom; }}
+th {{ font-weight: 500; vertical-align: bottom; white-space: normal; }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }}
 td:first-child {{ background: var(--card); }}
 .sticky td:first-child, .sticky th:first-child {{ position: sticky; left: 0;
   background: var(--card); }}
-tr.sum td {{ font-weight: 600; border-bottom: 0; }}
 .share {{ background: linear-gradient(var(--b2), var(--b2)) left bottom / var(--part) 3px no-repeat; }}
 .legend {{ display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 0 0 .6rem; padding: 0;
   list-style: none; font-size: .875rem; color: var(--soft); }}
@@ -74,7 +73,7 @@ tr.sum td {{ font-weight: 600; border-bottom: 0; }}
 figure {{ margin: 0; min-width: 0; }}
 figcaption {{ font-size: .875rem; }}
 svg {{ display: block; width: 100%; height: auto; }}
-svg.bars {{ max-width: 40rem; margin-bottom: .8rem; }}
+svg.bars {{ max-width: 32rem; margin-bottom: .8rem; }}
 .panels svg {{ max-width: 22rem; }}
 svg text {{ fill: var(--soft); font-size: 12px; font-family: inherit; }}
 svg text.name {{ fill: var(--ink); }}
@@ -92,5 +91,10 @@ details {{ margin-top: .8rem; }}
 summary {{ cursor: pointer; }}
 code {{ font-size: .9em; }}
 footer {{ margin-top: 1rem; font-size: .875rem; color: var(--soft); }}
+@media (max-width: 40rem) {{
+  section {{ padding: .8rem .8rem; }}
+  th, td {{ padding: .3rem .35rem; }}
+  .sticky td:first-child {{ white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem; }}
+}}
 @media print {{ section, .tiles div {{ break-inside: avoid; }} }}
 """

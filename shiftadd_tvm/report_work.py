@@ -46,7 +46,7 @@ _LEFT = (
 )
 _READING = (
     "Reading weights costs more than computing with them: at 200 pJ for 16 bits of DRAM (the constant in "
-    "ShiftAddLLM's code) a token reads {ours} or {energy} here, {dense} or {dense_energy} in FP16."
+    "ShiftAddLLM's code) a token reads {ours} ({energy}) here, {dense} ({dense_energy}) in FP16."
 )
 _CONSTANTS = (
     ("multiply32", "FP32 multiplication"),
@@ -155,9 +155,9 @@ def _split(linears: float, left: dict[str, float]) -> dict[str, float]:
 
 
 def _table(estimates: dict[str, Estimate]) -> str:
-    head = ["constants", "", *(name for _, name in _PARTS), _REST[1], "all"]
+    head = ["constants: what", *(name for _, name in _PARTS), _REST[1], "all"]
     rows = [
-        [*label.split(": ", 1), *map(_joules, parts.values()), whole]
+        [label, *map(_joules, parts.values()), whole]
         for name, one in estimates.items()
         for label, parts, whole in _bars(name, one)
     ]
