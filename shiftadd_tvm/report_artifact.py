@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shiftadd_tvm import report_data
-from shiftadd_tvm.artifact import Artifact, TensorSpec
-from shiftadd_tvm.bcq import rotation_block
+from shiftadd_tvm.artifact import PARAMETERS, Artifact, TensorSpec
+from shiftadd_tvm.bcq import MAX_BITS, rotation_block
 from shiftadd_tvm.errors import BadFileError
 from shiftadd_tvm.lookup_counts import Matrix, Reader, Terms
 from shiftadd_tvm.operation_counts import Rest
@@ -63,7 +63,7 @@ def gather(path: Path) -> Report:
         kind="artifact",
         title=path.resolve().name,
         facts=_facts(artifact),
-        layers=[_layer(path, stored) for group in groups for stored in group] if order else [],
+        layers=[_layer(artifact, stored) for group in groups for stored in group] if order else [],
         nominal_bits=_number(path, quantization, "bits"),
         effective_bits=_number(path, quantization, "effective_bits"),
         linear_bytes=int(_number(path, quantization, "linear_bytes")),
@@ -101,15 +101,22 @@ def _groups(artifact: Artifact) -> Iterator[list[_Stored]]:
         yield group
 
 
-def _layer(path: Path, stored: _Stored) -> Layer:
+def _layer(artifact: Artifact, stored: _Stored) -> Layer:
     blocks, bits, steps, lanes = (stored.size("planes", axis) for axis in range(4))
-    if not blocks * bits * steps * lanes:
-        raise BadFileError(
-            f"{path} is not a valid artifact: {stored.name}.planes is not of row blocks, planes, steps "
-            "and words; compile it again."
-        )
     inputs = stored.size("column_terms", 0) or steps * 8
-    return Layer(stored.name, (blocks * lanes * 4, inputs), bits, stored.nbytes())
+    layer = Layer(stored.name, (blocks * lanes * 4, inputs), bits, stored.nbytes())
+    sized = blocks * steps * lanes > 0 and 1 <= bits <= MAX_BITS and inputs <= steps * 8
+    if not sized or layer.nbytes > (artifact.path / PARAMETERS).stat().st_size:
+        raise BadFileError(
+            f"{artifact.path} is not a valid artifact: {stored.name}.planes is not of row blocks, "
+            f"1 to {MAX_BITS} planes, steps and words; compile it again."
+        )
+    if layer.block >= min(artifact.number("model", "layers"), len(artifact.parameters)):
+        raise BadFileError(
+            f"{artifact.path} is not a valid artifact: it has {artifact.number('model', 'layers')} "
+            f"blocks and a matrix {stored.name}; compile it again."
+        )
+    return layer
 
 
 def _facts(artifact: Artifact) -> dict[str, str]:
@@ -142,9 +149,7 @@ def _work(artifact: Artifact, groups: list[list[_Stored]]) -> tuple[Work | None,
     if not all("column_terms" in group[0].tensors for group in groups):
         return None, "its scales are not separable"
     whole = artifact.activations() != "float32"
-    readers = [
-        _reader(artifact.path, artifact.section("quantization"), group, whole) for group in groups
-    ]
+    readers = [_reader(artifact, group, whole) for group in groups]
     plain = {spec.name: spec for spec in artifact.parameters}
     norms = tuple(
         math.prod(map(int, spec.shape))
@@ -164,12 +169,10 @@ def _work(artifact: Artifact, groups: list[list[_Stored]]) -> tuple[Work | None,
     return report_data.work(readers, rest, context, nbytes, 2 * (weights + dense)), ""
 
 
-def _reader(
-    path: Path, quantization: Mapping[str, object], group: list[_Stored], whole: bool
-) -> Reader:
+def _reader(artifact: Artifact, group: list[_Stored], whole: bool) -> Reader:
     columns = group[0].size("column_terms", 1)
-    layers = [_layer(path, stored) for stored in group]
-    inputs = group[0].size("column_terms", 0)
+    layers = [_layer(artifact, stored) for stored in group]
+    inputs = layers[0].shape[1]
     matrices = tuple(
         Matrix(
             layer.shape[0],
@@ -179,9 +182,9 @@ def _reader(
         )
         for stored, layer in zip(group, layers, strict=True)
     )
-    return Reader(
-        inputs, _rotation(quantization, inputs, "signs" in group[0].tensors), matrices, whole
-    )
+    rotated = "signs" in group[0].tensors
+    rotation = _rotation(artifact.section("quantization"), inputs, rotated)
+    return Reader(inputs, rotation, matrices, whole)
 
 
 def _rotation(quantization: Mapping[str, object], inputs: int, rotated: bool) -> int:
