@@ -29,6 +29,7 @@ STACKED = (
 NO_COUNTS = (
     "Operations are not counted: {why}. Report the packed model that this was compiled from."
 )
+SIZES = ("layers", "hidden", "intermediate", "vocabulary", "heads", "kv_heads", "head_dim")
 _ORDER = re.compile(r"bytes-rows(\d+)")
 _SHARED = ("column_terms", "signs")  # stored once, behind the matrices that share an input
 
@@ -143,8 +144,7 @@ def _facts(artifact: Artifact) -> dict[str, str]:
 def _work(artifact: Artifact, groups: list[list[_Stored]]) -> tuple[Work | None, str]:
     """Return what a token costs, or why that cannot be told."""
     model = artifact.section("model")
-    needed = ("layers", "hidden", "intermediate", "vocabulary", "heads", "kv_heads", "head_dim")
-    if not all(type(model.get(key)) is int for key in needed):
+    if not all(type(model.get(key)) is int for key in SIZES):
         return None, "its manifest lacks the model's sizes"
     if not all("column_terms" in group[0].tensors for group in groups):
         return None, "its scales are not separable"
@@ -157,7 +157,8 @@ def _work(artifact: Artifact, groups: list[list[_Stored]]) -> tuple[Work | None,
         if name.endswith("norm.weight")
     )
     scaled = any(name.endswith(".weight_scale") for name in plain)
-    rest = Rest(*(artifact.number("model", key) for key in needed), norms=norms, scaled=scaled)
+    sizes = {key: artifact.number("model", key) for key in SIZES}
+    rest = Rest(norms=norms, scaled=scaled, **sizes)
     once = artifact.manifest.get("looked_up")
     read = [
         spec for spec in artifact.parameters if not (isinstance(once, list) and spec.name in once)

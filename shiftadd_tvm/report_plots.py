@@ -75,10 +75,10 @@ def _middle(row: int) -> float:
 
 def _cell(layer: Layer, row: int) -> str:
     x, size = LABEL + layer.block * CELL, CELL - GAP
-    box = {"x": x, "y": row * CELL, "width": size, "height": size, "rx": 3}
+    box = _element("rect", x=x, y=row * CELL, width=size, height=size, rx=3)
     number = _element("text", str(layer.bits), x=x + size / 2, y=_middle(row) - 1, class_="mid")
     tip = _element("title", escape(f"{layer.name}: {layer.bits} bits"))
-    return _element("g", tip + _element("rect", **box) + number, class_=f"bits b{layer.bits}")
+    return _element("g", tip + box + number, class_=f"bits b{layer.bits}")
 
 
 def errors(report: Report) -> str:
@@ -193,10 +193,9 @@ def bars(rows: Sequence[tuple[str, Mapping[str, float], str]]) -> str:
         drawn.append(_element("text", escape(label), x=0, y=y, class_="name"))
         for css, value in parts.items():
             length = (width - room) * value / longest
-            box = {"x": x, "y": y + 6, "width": max(length - 1.5, 0.0), "height": bar}
-            drawn.append(
-                _element("rect", _element("title", escape(css)), **box, class_=f"part {css}")
-            )
+            size, tip = max(length - 1.5, 0.0), _element("title", escape(css))
+            box = _element("rect", tip, x=x, y=y + 6, width=size, height=bar, class_=f"part {css}")
+            drawn.append(box)
             x += length
         drawn.append(_element("text", escape(text), x=x + 5, y=y + 6 + bar - 4))
     return _svg(width, len(rows) * 44 + 2, "".join(drawn), "Energy by part", "bars")
