@@ -103,7 +103,7 @@ def _facts(model: PackedModel) -> dict[str, str]:
         "Blocks, linears": f"{model.decoder.layers}, {len(model.linears())}",
         "Method": str(made.get("name", "not stated")),
         "Effort": str(made.get("effort", "does not apply")),
-        "Bits of linears": "chosen one by one" if made.get("mixed") else "all alike or given",
+        "Bits of linears": _bits(model, bool(made.get("mixed"))),
         "Calibration data": described + digest,
         "Calibration tokens": f"{data['tokens']:,}" if type(data.get("tokens")) is int else "none",
         "Seed": str(seed),
@@ -114,6 +114,13 @@ def _facts(model: PackedModel) -> dict[str, str]:
         else "as in the checkpoint",
     }
     return facts
+
+
+def _bits(model: PackedModel, chosen: bool) -> str:
+    found = set(model.layout.bits.values())
+    if len(found) == 1:
+        return f"{found.pop()} in all"
+    return f"{min(found)} to {max(found)}, {'chosen one by one' if chosen else 'given'}"
 
 
 def _work(model: PackedModel) -> Work:

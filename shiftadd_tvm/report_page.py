@@ -76,7 +76,7 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def _missing(report: Report) -> str:
-    return section("What is missing", "".join(map(paragraph, report.missing)), "note")
+    return section("Please note", "".join(map(paragraph, report.missing)), "note")
 
 
 def _bits(report: Report) -> str:

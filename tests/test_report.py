@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from command import call_here, fails
 from conftest import Tiny
+from models import save_tiny
 
-from shiftadd_tvm import quantization_report, report, report_page
+from shiftadd_tvm import quantization, quantization_report, report, report_page
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
 from shiftadd_tvm.packed import QUANTIZATION_REPORT, open_packed
+from shiftadd_tvm.quantization import QuantizeReport
+from shiftadd_tvm.settings import QuantizeSettings
 
 FROZEN = Path(__file__).parent / "frozen"
 USAGE, UNSUPPORTED, BAD_FILE = 2, 3, 4
@@ -51,9 +54,20 @@ class Page(HTMLParser):
         return {text.strip() for text in self.texts}
 
 
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuantizeReport]:
+    """A packed model whose linears have bits of their own, and what `quantize` said of it."""
+    folder = tmp_path_factory.mktemp("mixed")
+    settings = QuantizeSettings(
+        bits=2.5, method="shiftadd", effort="fast", calibration_tokens=256, mixed=True
+    )
+    made = quantization.quantize(save_tiny(folder / "source"), folder / "packed", settings)
+    return folder / "packed", made
+
+
 @pytest.fixture
-def packed(tiny: Tiny, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny.packed, tmp_path / "packed"))
+def packed(mixed: tuple[Path, QuantizeReport], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(mixed[0], tmp_path / "packed"))
 
 
 @pytest.fixture
@@ -65,15 +79,18 @@ def change(path: Path, **fields: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
-def test_packed_model(tiny: Tiny, tmp_path: Path) -> None:
-    child = call_here("report", tiny.packed, "-o", "page.html", "--json", cwd=tmp_path)
+def test_packed_model(mixed: tuple[Path, QuantizeReport], tmp_path: Path) -> None:
+    folder, made = mixed
+    child = call_here("report", folder, "-o", "page.html", "--json", cwd=tmp_path)
     assert child.returncode == 0, child.stderr
     found = json.loads(child.stdout)
-    layers = {layer["name"]: layer for layer in tiny.report("quantize")["layers"]}
+    layers = {layer.name: layer for layer in made.layers}
     assert [layer["name"] for layer in found["layers"]] == list(layers)
     for layer in found["layers"]:
-        for error in ("weight_error", "output_error"):
-            assert layer[error] == pytest.approx(layers[layer["name"]][error], rel=1e-5)
+        same = layers[layer["name"]]
+        assert layer["bits"] == same.bits
+        assert layer["weight_error"] == pytest.approx(same.weight_error, rel=1e-5)
+        assert layer["output_error"] == pytest.approx(same.output_error, rel=1e-5)
         assert layer["expected_loss"][str(layer["bits"])] > 0
     assert sum(layer["loss_share"] for layer in found["layers"]) == pytest.approx(1)
     assert sum(layer["bytes"] for layer in found["layers"]) == found["linear_bytes"]
@@ -82,12 +99,12 @@ def test_packed_model(tiny: Tiny, tmp_path: Path) -> None:
     assert layers.keys() <= page.titled()
     titles = {"Bits by block and kind", "Errors", "Sensitivity", "Every layer"}
     titles |= {"Operations of one decoded token", "Energy of one decoded token"}
-    assert titles <= page.titled() and "What is missing" not in page.titled()
+    assert titles <= page.titled() and "Please note" not in page.titled()
     assert page.tags["svg"] == 1 + 7 + 7 + 1  # bits, two errors and losses of 7 kinds, energy
 
 
-def test_operations_are_those_of_the_layers(tiny: Tiny) -> None:
-    found = report.gather(tiny.packed)
+def test_operations_are_those_of_the_layers(mixed: tuple[Path, QuantizeReport]) -> None:
+    found = report.gather(mixed[0])
     assert found.work is not None
     lookups = sum(
         layer.shape[0] * layer.bits * math.ceil(layer.shape[1] / 4) for layer in found.layers
@@ -99,15 +116,16 @@ def test_operations_are_those_of_the_layers(tiny: Tiny) -> None:
     assert all(count.multiplies == count.functions == 0 for count in quantized)
 
 
-def test_the_page_needs_nothing_and_runs_nothing(tiny: Tiny) -> None:
-    content = report_page.render(report.gather(tiny.packed))
-    assert content == report_page.render(report.gather(tiny.packed))
+def test_the_page_needs_nothing_and_runs_nothing(mixed: tuple[Path, QuantizeReport]) -> None:
+    folder = mixed[0]
+    content = report_page.render(report.gather(folder))
+    assert content == report_page.render(report.gather(folder))
     page = Page(content)
     assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
     assert not [
         name for name, _ in page.attributes if name.startswith("on") or name in ("src", "href")
     ]
-    for word in (b"http:", b"https:", b"url(", b"@import", str(tiny.root).encode()):
+    for word in (b"http:", b"https:", b"url(", b"@import", str(folder.parent).encode()):
         assert word not in content
     assert b"prefers-color-scheme: dark" in content and b'name="viewport"' in content
 
@@ -123,7 +141,7 @@ def test_artifact(tiny: Tiny) -> None:
     assert found.work.parts["look-ups"].lookups >= packed.work.parts["look-ups"].lookups
     page = Page(report_page.render(found))
     assert {layer.name for layer in found.layers} <= page.titled()
-    assert "What is missing" in page.titled()
+    assert "Please note" in page.titled()
 
 
 def test_files_of_earlier_versions(tmp_path: Path) -> None:
