@@ -138,6 +138,11 @@ class Calibrated:
             self._report("allocate", index / len(groups), f"sensitivity: {groups[index][0]}")
             found |= costs
             self._store.put_json(_COSTS, found)
+        return self.known_costs()
+
+    def known_costs(self) -> dict[str, dict[int, float]]:
+        """Return the expected loss of every linear by its bits, as far as it has been measured."""
+        found = self._store.json(_COSTS)
         return {name: {int(b): c for b, c in by_bits.items()} for name, by_bits in found.items()}  # type: ignore[attr-defined]
 
     def _group_costs(

@@ -19,6 +19,7 @@ from shiftadd_tvm import (
     interruption,
     options,
     quantize_command,
+    report_command,
     tune_command,
 )
 from shiftadd_tvm.console import Console
@@ -275,6 +276,9 @@ def inspect(
     with leaving("nothing was changed"):
         fields = inspection.inspect(path, config, ops)
     console.result(fields, presentation.inspected(fields))
+
+
+app.command()(report_command.report)
 
 
 @app.command()

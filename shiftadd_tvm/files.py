@@ -48,6 +48,50 @@ def refuse_existing(output: Path, marker: str, force: bool) -> None:
         )
 
 
+def refuse_existing_file(output: Path, mark: bytes, force: bool) -> None:
+    """Raise `OutputError` when the file `output` exists and may not be replaced.
+
+    Even `force` replaces only a file that begins with `mark`, by which our own are known.
+    """
+    if not output.exists() and not output.is_symlink():
+        return
+    if not force:
+        raise OutputError(
+            f"{output} already exists; choose another -o, or replace it with --force."
+        )
+    if not output.is_file() or not _begins(output, mark):
+        raise OutputError(
+            f"{output} is not replaced, even with --force: it was not written by this verb; choose "
+            "another -o or remove it yourself."
+        )
+
+
+def _begins(path: Path, mark: bytes) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(mark)) == mark
+    except OSError:
+        return False
+
+
+def write_file(output: Path, content: bytes, mark: bytes, *, force: bool = False) -> None:
+    """Write a file whole or not at all; an existing one goes only as `refuse_existing_file` allows.
+
+    `content` begins with `mark`. Raises `OutputError` for missing permission or a full disk too.
+    """
+    refuse_existing_file(output, mark, force)
+    temporary = output.with_name(output.name + ".partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(output)
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def staged(
     output: Path, marker: str, *, force: bool = False, keep_on_failure: bool = False

@@ -5,6 +5,7 @@
     model.safetensors.index.json    tensor name -> file, as Hugging Face has it
     golden.safetensors              ids I32 (P, T) and logits F32 (P, T, vocabulary): what the
                                     dequantized model computes, for later stages to check themselves
+    quantization_report.json        errors by linear, for people; optional (quantization_report.py)
     tokenizer files                 verbatim
 
 `open_packed` validates the folder whole before anything is used. `packed_writer.py` writes it.
@@ -27,7 +28,8 @@ from shiftadd_tvm.tensorfile import TensorFile
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 GOLDEN = "golden.safetensors"
-NOT_TOKENIZER = (CONFIG, INDEX)  # the JSON files that are not the tokenizer's
+QUANTIZATION_REPORT = "quantization_report.json"
+NOT_TOKENIZER = (CONFIG, INDEX, QUANTIZATION_REPORT)  # the JSON files that are not the tokenizer's
 
 _EXPONENT_BITS = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF << 52}
 _PIECE = 1 << 20  # values that are checked at a time
@@ -140,7 +142,7 @@ class PackedModel:
         return self._golden
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Return file name -> bytes of every other file of the folder."""
+        """Return file name -> bytes of every other file of the folder: what ships with an artifact."""
         files = sorted(file for file in self.path.iterdir() if file.is_file())
         kept = (f for f in files if f.name not in NOT_TOKENIZER and f.suffix != ".safetensors")
         return {file.name: file.read_bytes() for file in kept}

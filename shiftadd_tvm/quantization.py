@@ -23,6 +23,7 @@ from shiftadd_tvm import (
     golden,
     packed_config,
     packed_writer,
+    quantization_report,
     tuned_shards,
 )
 from shiftadd_tvm.bcq import BCQWeight
@@ -272,6 +273,9 @@ class _Run:
     def finish(self) -> None:
         """Write everything that is not a shard, the golden file last, and drop the state."""
         self._write_config()
+        reports = (fields for shard in self.shards for fields in self.finished.reports[shard])
+        costs = self.calibrated.known_costs() if self.calibrated else {}
+        quantization_report.write(self.folder, reports, costs)
         for name, content in self.tokenizer.items():
             (self.folder / name).write_bytes(content)
         self.stages.report("end", 1.0, "golden logits")

@@ -13,7 +13,7 @@ from command import call, call_here, fails, result
 from conftest import Tiny
 
 VERBS = ["quantize", "compile", "tune", "run", "chat", "eval", "bench"]
-VERBS += ["verify", "inspect", "doctor", "targets"]
+VERBS += ["verify", "inspect", "report", "doctor", "targets"]
 TEXT = "A packed model is planes and powers of two; an artifact is what ships. " * 20
 
 
@@ -40,7 +40,7 @@ def test_help_is_quick_and_light() -> None:
 def test_exactly_the_built_verbs_exist(tmp_path: Path) -> None:
     listed = call("--help").stdout.partition("Commands:")[2]
     assert re.findall(r"^  (\w+) ", listed, re.MULTILINE) == VERBS
-    for verb in ("serve", "report", "config"):
+    for verb in ("serve", "config"):
         fails(call_here(verb, cwd=tmp_path), 2, "No such command")
 
 
