@@ -78,9 +78,10 @@ class Harness:
         self._moments.measure(self._checkpoint, self._calibration, self._report)
         replaced = ReplacedLinears(self._checkpoint, self._folder / name, self._maker)
         for group in self._decoder.input_groups():
-            if any(linear not in replaced.notes() for linear in group):
+            missing = [linear for linear in group if linear not in replaced.notes()]
+            if missing:
                 self._report(f"{name}: {group[0]}")
-                self._replace(method, bits, group, replaced)
+                self._replace(method, bits, missing, self._moments.of(group), replaced)
         self._report(f"{name}: scoring")
         perplexity = self._perplexity(replaced)
         row = _summarize(method, bits, perplexity, self.gap(perplexity), replaced.notes())
@@ -88,10 +89,14 @@ class Harness:
         return row
 
     def _replace(
-        self, method: Method, bits: int, group: tuple[str, ...], replaced: ReplacedLinears
+        self,
+        method: Method,
+        bits: int,
+        linears: list[str],
+        hessian: Tensor,
+        replaced: ReplacedLinears,
     ) -> None:
-        hessian = self._moments.of(group)
-        for linear in group:
+        for linear in linears:
             weights = torch.from_numpy(self._checkpoint.read(f"{linear}.weight"))
             begin = time.perf_counter()
             with one_thread(), torch.inference_mode():

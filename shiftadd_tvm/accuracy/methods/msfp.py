@@ -20,7 +20,7 @@ def quantize(weights: Tensor, hessian: Tensor, bits: int) -> Dequantized:
     outputs, inputs = weights.shape
     boxes = torch.nn.functional.pad(weights, (0, -inputs % BOX)).reshape(outputs, -1, BOX)
     exponent = torch.frexp(boxes.abs().amax(2, keepdim=True)).exponent  # largest < 2^exponent
-    step = torch.ldexp(torch.ones(()), exponent - (bits - 1))
+    step = torch.ldexp(torch.ones_like(boxes[..., :1]), exponent - (bits - 1))
     largest = 2 ** (bits - 1) - 1
     rounded = torch.round(boxes / step).clamp(-largest, largest) * step
     stored = bits + _EXPONENT_BITS * math.ceil(inputs / BOX) / inputs
