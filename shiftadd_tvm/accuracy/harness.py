@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shiftadd_tvm import error_feedback, evaluation, families
 from shiftadd_tvm.accuracy.method import Method
@@ -28,7 +29,6 @@ from shiftadd_tvm.errors import BadFileError
 from shiftadd_tvm.reference import ReferenceModel, WeightSource, one_thread
 
 Array = np.ndarray
-Tensor = torch.Tensor
 Report = Callable[[str], None]
 
 REFERENCE = "reference"

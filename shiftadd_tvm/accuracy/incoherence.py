@@ -10,8 +10,7 @@ dense matrix that no longer is a sum of planes: it cannot be deployed as shifts 
 import math
 
 import torch
-
-Tensor = torch.Tensor
+from torch import Tensor
 
 _LEAST = 1e-8
 _RIDGE = 1e-2

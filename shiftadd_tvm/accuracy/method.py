@@ -5,12 +5,10 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from shiftadd_tvm.accuracy import methods
 from shiftadd_tvm.errors import UsageError
-
-Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)

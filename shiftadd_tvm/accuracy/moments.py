@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shiftadd_tvm.calibration import Calibration
 from shiftadd_tvm.families import Decoder
@@ -12,7 +13,6 @@ from shiftadd_tvm.reference import WeightSource
 from shiftadd_tvm.statistics_store import StatisticsStore
 
 Array = np.ndarray
-Tensor = torch.Tensor
 
 
 class Moments:
@@ -21,9 +21,7 @@ class Moments:
     def __init__(self, decoder: Decoder, folder: Path) -> None:
         self._decoder, self._store = decoder, StatisticsStore(folder)
 
-    def measure(
-        self, source: WeightSource, windows: Array, report: Callable[[str], None]
-    ) -> None:
+    def measure(self, source: WeightSource, windows: Array, report: Callable[[str], None]) -> None:
         """Walk over `windows`, token ids int64 (W, T); blocks that an earlier walk finished are only
         passed through."""
         blocks = self._decoder.blocks()

@@ -7,8 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-
-Tensor = torch.Tensor
+from torch import Tensor
 
 _SCALE_BITS = 16
 

@@ -6,13 +6,11 @@ the mean magnitude, since it is what H knows, and each matrix has an s of its ow
 stored, 16 bits an input, though it can often be folded into what comes before.
 """
 
-import torch
+from torch import Tensor
 
 from shiftadd_tvm.accuracy import uniform
 from shiftadd_tvm.accuracy.method import Dequantized, Method
 from shiftadd_tvm.error_feedback import output_error
-
-Tensor = torch.Tensor
 
 GROUP = 128
 _STEPS = 20

@@ -5,13 +5,11 @@ With act-order and static groups: the grids are those of the original weights.
 
 from functools import partial
 
-import torch
+from torch import Tensor
 
 from shiftadd_tvm.accuracy import uniform
 from shiftadd_tvm.accuracy.method import Dequantized, Method
 from shiftadd_tvm.error_feedback import Feedback
-
-Tensor = torch.Tensor
 
 
 def quantize(weights: Tensor, hessian: Tensor, bits: int, *, group: int) -> Dequantized:

@@ -12,6 +12,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shiftadd_tvm.accuracy.method import Dequantized, Method
 from shiftadd_tvm.baselines.ggml import TYPES, Ggml
@@ -19,7 +20,6 @@ from shiftadd_tvm.benchmark.turns import ContenderError
 from shiftadd_tvm.errors import UnsupportedError
 
 Array = np.ndarray
-Tensor = torch.Tensor
 
 KINDS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K"}
 

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shiftadd_tvm import block_fit
 from shiftadd_tvm.accuracy.method import Dequantized, Method
 
 Array = np.ndarray
-Tensor = torch.Tensor
 
 GROUP = 128
 _ROUNDS = 20

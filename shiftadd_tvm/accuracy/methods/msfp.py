@@ -6,10 +6,9 @@ A code is a sign and a magnitude; the shared exponent is that of the largest wei
 import math
 
 import torch
+from torch import Tensor
 
 from shiftadd_tvm.accuracy.method import Dequantized, Method
-
-Tensor = torch.Tensor
 
 BOX = 16
 _EXPONENT_BITS = 8

@@ -2,12 +2,10 @@
 
 from functools import partial
 
-import torch
+from torch import Tensor
 
 from shiftadd_tvm.accuracy import uniform
 from shiftadd_tvm.accuracy.method import Dequantized, Method
-
-Tensor = torch.Tensor
 
 
 def quantize(weights: Tensor, hessian: Tensor, bits: int, *, group: int) -> Dequantized:

@@ -5,13 +5,12 @@ belong to weights whose rotation was undone into dense float16; both variants ar
 """
 
 import torch
+from torch import Tensor
 
 from shiftadd_tvm.accuracy.group_fit import fit_levels
 from shiftadd_tvm.accuracy.incoherence import Incoherent
 from shiftadd_tvm.accuracy.method import Dequantized, Method
 from shiftadd_tvm.error_feedback import Feedback
-
-Tensor = torch.Tensor
 
 TERMS, ROUNDS = 3, 20
 _TERM_BITS, _RESCALE_BITS = 8, 16

@@ -5,12 +5,11 @@ are chosen after its own feedback. Blocks of columns go in the order of their su
 """
 
 import torch
+from torch import Tensor
 
 from shiftadd_tvm.accuracy.group_fit import fit_levels
 from shiftadd_tvm.accuracy.method import Dequantized, Method
 from shiftadd_tvm.error_feedback import Feedback
-
-Tensor = torch.Tensor
 
 COLUMNS, PARTS = 8, 8
 TERMS, ROUNDS = 3, 20
