@@ -98,15 +98,15 @@ def score_ours(harness: Harness, path: Path, options: argparse.Namespace) -> Row
     artifact = path
     if not (path / "manifest.json").is_file():
         artifact = options.output / "ours" / f"{path.name}-app"
-        artifact.parent.mkdir(parents=True, exist_ok=True)
         call("compile", str(path), "-o", str(artifact), "--force")
     limits = ("--window", str(options.window), "--max-windows", str(options.windows))
     scored = call("eval", str(artifact), "--text", str(options.text), *limits)
     perplexity = float(str(scored["perplexity"]))
+    manifest = json.loads((artifact / "manifest.json").read_text())
     made = json.loads(made_by(path).read_text()) if made_by(path).is_file() else {}
     return Row(
         method=OURS,
-        nominal_bits=float(str(call("inspect", str(artifact))["bits"])),
+        nominal_bits=float(manifest["quantization"]["bits"]),
         effective_bits=float(str(scored["effective_bits"])),
         perplexity=perplexity,
         gap=harness.gap(perplexity),

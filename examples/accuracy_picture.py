@@ -11,6 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from shiftadd_tvm.accuracy.rows import Row
 
@@ -26,6 +27,9 @@ def draw(rows: list[Row], path: Path) -> None:
         points = sorted((r for r in shown if r.method == name), key=lambda r: r.effective_bits)
         line(axis, points, MARKERS[place % len(MARKERS)])
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("effective bits of a weight: codes and all scales")
     axis.set_ylabel("gap: ln(perplexity / reference perplexity)")
     axis.grid(True, which="both", color="#e5e7eb", lw=0.6)

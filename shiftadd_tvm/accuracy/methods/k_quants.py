@@ -22,6 +22,7 @@ from shiftadd_tvm.errors import UnsupportedError
 Array = np.ndarray
 
 KINDS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K"}
+_LEAST = 1e-6  # of the largest importance
 
 
 def quantize(weights: Tensor, hessian: Tensor, bits: int) -> Dequantized:
@@ -34,11 +35,17 @@ def quantize(weights: Tensor, hessian: Tensor, bits: int) -> Dequantized:
     rows = np.zeros((-(-outputs // joined), length), np.float32)
     rows.reshape(-1, inputs)[:outputs] = weights.numpy()
     packed = np.zeros((len(rows), int(ggml.row_size(kind, length))), np.uint8)
-    importance = np.tile(hessian.diagonal().float().numpy(), joined)
+    importance = np.tile(_importance(hessian.diagonal()).numpy(), joined)
     addresses = (rows.ctypes.data, packed.ctypes.data)
     ggml.quantize_chunk(kind, *addresses, 0, len(rows), length, importance.ctypes.data)
     dense = _dequantize(packed, kind).reshape(-1, inputs)[:outputs]
     return Dequantized(torch.from_numpy(dense.copy()), packed.nbytes * 8 / weights.numel())
+
+
+def _importance(squares: Tensor) -> Tensor:
+    """Return the mean squares (K,) of the inputs, none of them zero: ggml divides by their sums."""
+    largest = squares.max()
+    return squares.clamp_min(_LEAST * largest) if largest > 0 else torch.ones_like(squares)
 
 
 def _dequantize(packed: Array, kind: int) -> Array:
