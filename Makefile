@@ -1,9 +1,9 @@
 # The newcomer's commands; `make help` lists them. Each target does all of its own set-up.
 #
 #   PYTHON=python3.12   the interpreter that .venv is made from (3.11 or newer)
-#   MODEL=SRC           the model of the demo, instead of SmolLM2-135M-Instruct; of the bench, an
-#                       artifact or a published shape such as llama-2-7b
-#   ARGS="-k lut -x"    more arguments for pytest (test), the demo or the bench
+#   MODEL=SRC           the model of the demo and of accuracy, instead of SmolLM2-135M-Instruct; of the
+#                       bench, an artifact or a published shape such as llama-2-7b
+#   ARGS="-k lut -x"    more arguments for pytest (test), the demo, the bench or accuracy
 #   TARGET=PRESET       what to tune (default: this machine), with MODEL=SRC as its tasks; TRIALS=64 a
 #                       task, MINUTES= in all; the log goes to tuning_logs/PRESET. What to prove
 #                       (default: x86-avx512; or arm)
@@ -28,7 +28,7 @@ NOT_IN_BOCHS := --deselect 'tests/test_ops_hostile.py::test_sums_of_terms_of_hos
 PACKAGING := pyproject.toml setup.py constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench tune test prove lint wheel model clean
+.PHONY: help install demo bench accuracy tune test prove lint wheel model clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -43,6 +43,9 @@ demo: install model ## quantize, compile and run a real model, with a table of w
 
 bench: .venv/.installed-bench ## measure operators and a model against the memory's roof and their peers
 	$(BIN)/python examples/bench.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+accuracy: .venv/.installed-bench model ## compare perplexity over bits with other quantizers
+	$(BIN)/python examples/accuracy.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 tune: .venv/.installed ## search the fastest schedules of a target, into tuning_logs/
 	@preset="$(TARGET)"; [ -n "$$preset" ] || preset=$$($(BIN)/python -c \

@@ -12,7 +12,7 @@ It differs from the reference implementation in two places: a is rounded also wh
 is fitted on what there is of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from shiftadd_tvm.settings import QuantizeSettings
 
 Array = np.ndarray
 Fitted = tuple[Array, bcq.BlockScales]
+RoundScales = Callable[[Array], tuple[Array, Array]]  # scales (G, q) -> how stored, values (G, q)
 
 _CHUNK = 1 << 17  # weights that are fitted at a time, a whole block at least
 _TINY = 1e-6  # what the reference adds to both denominators of its conjugate gradient
@@ -81,15 +82,22 @@ def fit_groups(
 
     `present` (G, L) is 1 where there is a weight and 0 in the padding.
     """
+    return alternate(groups, present, bits, rounds, lambda scales: _round(scales, terms))
+
+
+def alternate(
+    groups: Array, present: Array, bits: int, rounds: int, round_scales: RoundScales
+) -> tuple[Array, Array]:
+    """Return planes, bool (bits, G, L), and the scales as `round_scales` has them stored."""
     planes, scales = _greedy(groups, present, bits)
     if rounds == 0 or bits == 1:
-        codes, values = _round(scales, terms)
-        return _nearest(groups, values), codes
+        stored, values = round_scales(scales)
+        return _nearest(groups, values), stored
     for _ in range(rounds):
         scales = _least_squares(groups, present, planes, scales)
-        codes, scales = _round(scales, terms)
+        stored, scales = round_scales(scales)
         planes = _nearest(groups, scales)
-    return planes, codes
+    return planes, stored
 
 
 def _greedy(groups: Array, present: Array, bits: int) -> tuple[Array, Array]:

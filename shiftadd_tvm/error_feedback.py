@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 RoundColumn = Callable[[int, Tensor], Tensor]  # (input k, column (N,)) -> rounded column (N,)
+SeeRun = Callable[[Tensor], None]  # columns (run, N) as they stand before the first is rounded
 
 DAMPING = 0.01  # of the mean diagonal, as GPTQ has it
 _BLOCK = 32  # columns that are rounded before the open ones hear of it
@@ -20,15 +21,28 @@ _BLOCK = 32  # columns that are rounded before the open ones hear of it
 class Feedback:
     """The order and the factor for one H; serves every matrix that reads the same activation."""
 
-    def __init__(self, hessian: Tensor, damping: float = DAMPING) -> None:
-        """Factor `hessian`, float32 (K, K), symmetric and positive semidefinite."""
-        diagonal = hessian.diagonal()
-        self.order = torch.argsort(diagonal, descending=True, stable=True)
+    def __init__(
+        self, hessian: Tensor, damping: float = DAMPING, order: Tensor | None = None
+    ) -> None:
+        """Factor `hessian`, float32 (K, K), symmetric and positive semidefinite; `order`, int64 (K,),
+        takes the place of the order by importance."""
+        by_importance = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+        self.order = by_importance if order is None else order
         ordered = hessian[self.order][:, self.order].double()
         self.factor = _factor(ordered, damping).float()
 
-    def quantize(self, weights: Tensor, round_column: RoundColumn) -> tuple[Tensor, Tensor]:
-        """Return the rounded matrix and what was rounded (weights after feedback), both (N, K)."""
+    def quantize(
+        self,
+        weights: Tensor,
+        round_column: RoundColumn,
+        see_run: SeeRun | None = None,
+        run: int = _BLOCK,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the rounded matrix and what was rounded (weights after feedback), both (N, K).
+
+        `see_run` gets every `run` columns, a divisor of 32, before the first of them is rounded: for
+        scales that several columns share.
+        """
         columns = weights.T[self.order].contiguous()
         rounded = torch.empty_like(columns)
         inputs = self.order.tolist()
@@ -37,6 +51,8 @@ class Feedback:
             factor = self.factor[start:stop]
             errors = torch.empty_like(columns[start:stop])
             for i in range(start, stop):
+                if see_run is not None and i % run == 0:
+                    see_run(columns[i : min(i + run, stop)])
                 rounded[i] = round_column(inputs[i], columns[i])
                 errors[i - start] = (columns[i] - rounded[i]) / self.factor[i, i]
                 later = factor[i - start, i + 1 : stop, None]

@@ -63,10 +63,10 @@ def test_sizes_and_docstring(path: Path) -> None:
 
 def variations() -> list[tuple[str, str]]:
     """Return (package, module) for every variation that is found by its file's name."""
-    packages = ["decoders", "families", "ops", "quantizers"]
+    packages = ["accuracy.methods", "decoders", "families", "ops", "quantizers"]
     targets = [path.parent.name for path in sorted((ROOT / "schedules").glob("*/__init__.py"))]
     packages += [f"schedules.{target}" for target in targets]
-    folders = {name: ROOT / "shiftadd_tvm" / name for name in packages}
+    folders = {name: ROOT / "shiftadd_tvm" / name.replace(".", "/") for name in packages}
     folders |= {f"schedules.{target}": ROOT / "schedules" / target for target in targets}
     return [
         (f"shiftadd_tvm.{package}", module.name)
