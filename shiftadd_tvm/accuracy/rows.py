@@ -21,7 +21,7 @@ class Row:
     effective_bits: float  # codes and all scales, over the linears' weights
     perplexity: float
     gap: float  # ln(perplexity / reference perplexity); not finite where the weights gave no number
-    seconds: float | None  # of quantizing alone; None where it was not measured here
+    seconds: float | None  # see docs/baselines.md; None where it was not measured here
     multiplication_free: bool
     remark: str
     output_error: float | None = None  # mean over weights of |X (W - What)'|^2 / |X W'|^2
