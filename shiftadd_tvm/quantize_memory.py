@@ -2,6 +2,8 @@
 
 import math
 
+from shiftadd_tvm import cpu
+from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.families import Decoder
 from shiftadd_tvm.settings import QuantizeSettings
 
@@ -33,6 +35,21 @@ def peak(decoder: Decoder, settings: QuantizeSettings) -> int:
     coding = GROUPS * (layer * PER_WEIGHT + inputs**2 * PER_MOMENT)
     tuning = _tuning(decoder, states) if settings.amounts.steps else 0
     return BASE + max(plain, walk, coding, tuning)
+
+
+def check(decoder: Decoder, settings: QuantizeSettings, limit: float | None = None) -> int:
+    """Return `peak`; raise `UsageError` if it exceeds `limit` GB, or else the machine's memory."""
+    needed, allowed = peak(decoder, settings), cpu.memory() if limit is None else limit * 1e9
+    if needed <= allowed:
+        return needed
+    who = "this machine has" if limit is None else "--max-memory is"
+    remedy = "use a machine with more memory" if limit is None else "allow more"
+    if settings.calibrated and settings.amounts.steps:
+        remedy += ", or leave the tuning of the whole model out by --effort fast"
+    raise UsageError(
+        f"{who} {allowed / 1e9:.3g} GB, quantizing this model needs about {needed / 1e9:.1f} GB; "
+        f"{remedy}."
+    )
 
 
 def _tuning(decoder: Decoder, states: int) -> int:

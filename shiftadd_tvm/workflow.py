@@ -121,18 +121,11 @@ def plan_quantize(
     return QuantizePlan(checkpoint, place, settings, fields)
 
 
-def check_memory(plan: QuantizePlan, limit: float | None) -> int:
-    """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB."""
+def check_memory(plan: QuantizePlan, limit: float | None = None) -> int:
+    """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB, or
+    the machine's memory."""
     decoder = _module("families").read_config(plan.checkpoint.config)
-    needed: int = _module("quantize_memory").peak(decoder, plan.settings)
-    if limit is not None and needed > limit * 1e9:
-        remedy = "allow more, or use a machine with more memory"
-        if plan.settings.calibrated and plan.settings.amounts.steps:
-            remedy = "allow more, or leave the tuning of the whole model out by --effort fast"
-        raise UsageError(
-            f"--max-memory is {limit:g} GB, quantizing this model needs about {needed / 1e9:.1f} GB; "
-            f"{remedy}."
-        )
+    needed: int = _module("quantize_memory").check(decoder, plan.settings, limit)
     return needed
 
 
@@ -190,6 +183,7 @@ def plan_compile(
     with _module("runtime.library").without_torch():
         compiler = _module("compiler")
     if plan.quantize is not None:
+        check_memory(plan.quantize)
         decoder = _module("families").read_config(plan.quantize.checkpoint.config)
         compiler.check_context(decoder.positions, plan.settings.context)
     return plan

@@ -1,0 +1,32 @@
+"""The memory that `quantize` says it needs, and its refusal where there is less."""
+
+import pytest
+
+from shiftadd_tvm import cpu, families, quantize_memory, shapes
+from shiftadd_tvm.errors import UsageError
+from shiftadd_tvm.settings import QuantizeSettings
+
+DECODER = families.read_config(shapes.config("llama-2-7b"))
+TUNED = QuantizeSettings(bits=3, method="shiftadd")
+FAST = QuantizeSettings(bits=3, method="shiftadd", effort="fast")
+
+
+def test_coding_a_7b_model_fits_where_tuning_does_not() -> None:
+    assert quantize_memory.peak(DECODER, FAST) < 24e9 < quantize_memory.peak(DECODER, TUNED)
+    plain = QuantizeSettings(bits=3)
+    assert quantize_memory.peak(DECODER, plain) < quantize_memory.peak(DECODER, FAST)
+
+
+def test_refusal_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="^--max-memory is 8 GB, .* allow more, or .*--effort fast"):
+        quantize_memory.check(DECODER, TUNED, 8)
+    monkeypatch.setattr(cpu, "memory", lambda: 16_000_000_000)
+    with pytest.raises(UsageError, match="^this machine has 16 GB, .*--effort fast.$"):
+        quantize_memory.check(DECODER, TUNED)
+    monkeypatch.setattr(cpu, "memory", lambda: 1_000_000_000)
+    with pytest.raises(UsageError, match="use a machine with more memory.$"):
+        quantize_memory.check(DECODER, FAST)
+
+
+def test_the_machine_has_memory() -> None:
+    assert cpu.memory() > 1 << 28
