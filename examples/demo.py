@@ -43,6 +43,8 @@ def build(source: Path, folder: Path, options: argparse.Namespace) -> tuple[Path
     """Quantize and compile `source`; return packed model, artifact and what quantize reported."""
     packed, artifact = folder / f"packed-{options.bits}bit", folder / f"artifact-{options.bits}bit"
     settings = ["--bits", options.bits, "--effort", options.effort, "--embedding-bits", "8"]
+    if options.effort == "fast":
+        settings.append("--uniform")  # to measure what each linear needs takes minutes
     if options.calib:
         settings += ["--calib", str(options.calib)]
     report = call("quantize", str(source), "-o", str(packed), *settings, "--force")
