@@ -150,8 +150,10 @@ class _Run:
         """Run the model on text and choose bits, if the method does; else nothing."""
         if not self.settings.calibrated:
             return
-        for linear in self.layout.linears():
-            _check_magnitude(self.checkpoint, f"{linear}.weight")
+        for linear, shape in self.layout.linears().items():
+            for rows in _pieces(shape):
+                part = self.checkpoint.read_rows(f"{linear}.weight", rows.start, rows.stop)
+                _check_magnitude(self.checkpoint, linear, part)
         store = StatisticsStore(self.folder / STATISTICS)
         self.calibrated = Calibrated(
             self.checkpoint, self.decoder, self.settings, store, self.stages.report
@@ -203,9 +205,9 @@ class _Run:
         return tensors, reports
 
     def _quantize_group(self, group: tuple[str, ...]) -> list[Quantized]:
-        for linear in group:
-            _check_magnitude(self.checkpoint, f"{linear}.weight")
         matrices = [self.checkpoint.read(f"{linear}.weight") for linear in group]
+        for linear, matrix in zip(group, matrices, strict=True):
+            _check_magnitude(self.checkpoint, linear, matrix)
         bits = [self.layout.bits[linear] for linear in group]
         if self.calibrated:
             coded = self.calibrated.code(group, matrices, bits)
@@ -299,16 +301,14 @@ def _identity(checkpoint: Checkpoint, settings: QuantizeSettings) -> dict[str, o
     }
 
 
-def _check_magnitude(checkpoint: Checkpoint, name: str) -> None:
-    """Raise `BadFileError` for a tensor with values that no scale can hold."""
-    for rows in _pieces(checkpoint.shape(name)):
-        values = checkpoint.read_rows(name, rows.start, rows.stop)
-        largest = float(max(values.max(), -values.min()))
-        if largest > MAX_MAGNITUDE:
-            raise BadFileError(
-                f"{checkpoint.path}: tensor {name} holds values up to {largest:.3g}, expected at "
-                f"most {MAX_MAGNITUDE:.3g}; get it again."
-            )
+def _check_magnitude(checkpoint: Checkpoint, linear: str, values: Array) -> None:
+    """Raise `BadFileError` for weights that no scale can hold."""
+    largest = float(max(values.max(), -values.min()))
+    if largest > MAX_MAGNITUDE:
+        raise BadFileError(
+            f"{checkpoint.path}: tensor {linear}.weight holds values up to {largest:.3g}, expected "
+            f"at most {MAX_MAGNITUDE:.3g}; get it again."
+        )
 
 
 def _text_digest(settings: QuantizeSettings) -> str | None:
