@@ -25,6 +25,9 @@ class Backend:
     isa: str  # which look-up primitives the schedules take
     lanes: int  # float32 numbers of a vector
     rows: int  # rows of a block in the packed order
+    # (implementer, part) of the processors that it is for; none: of whatever has the features
+    parts: tuple[tuple[int, int], ...] = ()
+    model: str = ""  # the processor by whose timing llvm-mca ranks candidates, if there is one
 
     @property
     def order(self) -> str:
@@ -40,6 +43,10 @@ class Backend:
     def runs_here(self) -> bool:
         """Tell whether this machine can run the preset's kernels."""
         return not self.missing_features()
+
+    def meant_for_here(self) -> bool:
+        """Tell whether it runs here and is for this very processor, or for no one in particular."""
+        return self.runs_here() and (not self.parts or bool(cpu.parts() & set(self.parts)))
 
 
 @dataclass(frozen=True)
@@ -77,9 +84,9 @@ def load(name: str) -> Backend:
 
 
 def detect() -> Backend:
-    """Return the preferred preset that this machine can run; raise `UnsupportedError` for none."""
+    """Return the first preset that is meant for this machine; raise `UnsupportedError` for none."""
     for preset in presets().values():
-        if preset.runs_here():
+        if preset.meant_for_here():
             return preset
     raise UnsupportedError(
         f"No target preset runs on this machine ({cpu.machine()}); name one with --target, "

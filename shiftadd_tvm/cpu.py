@@ -24,6 +24,25 @@ def features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset()
 
 
+def parts(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[tuple[int, int]]:
+    """Return (implementer, part) of every processor, by which ARM's are known; empty elsewhere.
+
+    A machine with large and small cores has several.
+    """
+    try:
+        lines = cpuinfo.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return frozenset()
+    found, implementer = set(), None
+    for line in lines:
+        key, value = (half.strip() for half in line.partition(":")[::2])
+        if key == "CPU implementer":
+            implementer = int(value, 0)
+        elif key == "CPU part" and implementer is not None:
+            found.add((implementer, int(value, 0)))
+    return frozenset(found)
+
+
 def model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Return the processor's name as Linux reports it, else its architecture."""
     try:

@@ -152,7 +152,7 @@ def _memory() -> Check:
 def presets() -> list[dict[str, object]]:
     """Return every target preset: what it needs, whether it runs here, which one is the default."""
     known = backend.presets()
-    default = next((name for name, preset in known.items() if preset.runs_here()), None)
+    default = next((name for name, preset in known.items() if preset.meant_for_here()), None)
     return [
         {
             "name": name,

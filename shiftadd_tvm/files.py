@@ -11,6 +11,12 @@ from pathlib import Path
 from shiftadd_tvm.errors import OutputError
 
 
+def user_cache() -> Path:
+    """Return our folder in the user's cache, which may not exist yet."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "shiftadd-tvm"
+
+
 def sha256(path: Path) -> str:
     """Return the hex sha256 of a file, read in pieces."""
     with path.open("rb") as stream:

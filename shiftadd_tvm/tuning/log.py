@@ -15,7 +15,6 @@ import importlib.metadata
 import importlib.resources
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -28,7 +27,7 @@ from tvm.s_tir.meta_schedule.database import TuningRecord, Workload
 from tvm.tirx import PrimFunc
 
 from shiftadd_tvm.errors import BadFileError, ShiftAddError, UnsupportedError, UsageError
-from shiftadd_tvm.files import canonical_json, staged
+from shiftadd_tvm.files import canonical_json, staged, user_cache
 from shiftadd_tvm.ops import OP
 from shiftadd_tvm.tuner import META
 from shiftadd_tvm.tuning.space import workload
@@ -51,12 +50,6 @@ def versions() -> dict[str, str]:
 def key(function: PrimFunc) -> str:
     """Return the hash by which records know a function."""
     return str(tvm_ffi.structural_hash(workload(function)))
-
-
-def user_cache() -> Path:
-    """Return our folder in the user's cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "shiftadd-tvm"
 
 
 class TuningLog:

@@ -27,7 +27,7 @@ from tvm.s_tir import meta_schedule as ms
 from shiftadd_tvm import pipeline
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.errors import GateError
-from shiftadd_tvm.files import canonical_json
+from shiftadd_tvm.files import canonical_json, user_cache
 from shiftadd_tvm.tuning import log as logs
 from shiftadd_tvm.tuning import measure, space
 from shiftadd_tvm.tuning.measure import Fork, TrialError
@@ -284,4 +284,4 @@ def _whole(line: str) -> bool:
 def work_folder(preset: str, device: dict[str, Any]) -> Path:
     """Return where unfinished searches lie: times of another machine or version do not mix in."""
     same = canonical_json({"device": device, "versions": logs.versions()})
-    return logs.user_cache() / "tuning_work" / f"{preset}-{hashlib.sha256(same).hexdigest()[:12]}"
+    return user_cache() / "tuning_work" / f"{preset}-{hashlib.sha256(same).hexdigest()[:12]}"

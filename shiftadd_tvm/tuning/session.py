@@ -14,6 +14,7 @@ from shiftadd_tvm import __version__, compiler, cpu
 from shiftadd_tvm import backend as backends
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.errors import UnsupportedError, UsageError
+from shiftadd_tvm.files import user_cache
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.tuner import META, TuneRequest
 from shiftadd_tvm.tuning import crossover, search, tasks
@@ -70,7 +71,7 @@ class Tuning:
         self._device = device(request.threads)
         self._tasks = find_tasks(request, self._backend)
         self._work = search.work_folder(request.preset, self._device)
-        own = logs.user_cache() / logs.NAME / request.preset
+        own = user_cache() / logs.NAME / request.preset
         self._output = Path(request.output) if request.output else own
         if (self._output / META).is_file():
             logs.TuningLog(self._output, request.preset)  # refuse what cannot be added to, now
