@@ -22,27 +22,27 @@ EMBEDDING_DTYPE = {8: ("I8",), 16: FLOATS}
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The part of `quantization_config` on which the tensors depend, beside the decoder."""
+class CodedLayout:
+    """How linears are coded, whatever they belong to: the tensors that hold their planes and scales."""
 
-    decoder: Decoder
     bits: dict[str, int]  # of each linear
     scale_format: str
     rows: int  # of a block that shares a scale, 0 = all
     columns: int
     terms: dict[str, int]
     max_rotation: int  # 0: no rotation
-    embedding_bits: int
 
     def linears(self) -> dict[str, Shape]:
         """Return (outputs, inputs) of every quantized linear by its module path, in model order."""
-        shapes = self.decoder.linear_shapes()
-        blocks = self.decoder.blocks()
-        return {f"{block}.{name}": shape for block in blocks for name, shape in shapes.items()}
+        raise NotImplementedError
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """Return the linears that share an input, the leader first."""
+        raise NotImplementedError
 
     def leaders(self) -> dict[str, str]:
         """Return the leader of the input group of every linear."""
-        return {linear: group[0] for group in self.decoder.input_groups() for linear in group}
+        return {linear: group[0] for group in self.groups() for linear in group}
 
     def rotation_block(self, inputs: int) -> int:
         """Return the block of the rotation of a linear with that many inputs, 1 for none."""
@@ -77,6 +77,44 @@ class Layout:
             codes["signs"] = (-(-inputs // 8),)
         return codes
 
+    def linear_bytes(self) -> int:
+        """Return the bytes of all quantized linears: planes, terms and signs, shared ones once."""
+        return sum(math.prod(shape) for shape in self.coded_shapes().values())
+
+    def linear_weights(self) -> int:
+        """Return the number of quantized weights."""
+        return sum(math.prod(shape) for shape in self.linears().values())
+
+    def effective_bits(self) -> float:
+        """Return all bytes of the quantized linears x 8 / their weights."""
+        return self.linear_bytes() * 8 / self.linear_weights()
+
+    def nominal_bits(self) -> float | int:
+        """Return the parameter-weighted average of the bits, an int if it is whole."""
+        sizes = {linear: math.prod(shape) for linear, shape in self.linears().items()}
+        average = sum(self.bits[linear] * size for linear, size in sizes.items()) / sum(
+            sizes.values()
+        )
+        return int(average) if average == int(average) else round(average, 4)
+
+
+@dataclass(frozen=True)
+class Layout(CodedLayout):
+    """The part of `quantization_config` on which the tensors depend, beside the decoder."""
+
+    decoder: Decoder
+    embedding_bits: int
+
+    def linears(self) -> dict[str, Shape]:
+        """Return (outputs, inputs) of every quantized linear by its module path, in model order."""
+        shapes = self.decoder.linear_shapes()
+        blocks = self.decoder.blocks()
+        return {f"{block}.{name}": shape for block in blocks for name, shape in shapes.items()}
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """Return the linears that share an input, as the family has them."""
+        return self.decoder.input_groups()
+
     def embeddings(self) -> list[str]:
         """Return the module paths of the embedding and, where it is not tied, the head."""
         decoder = self.decoder
@@ -98,26 +136,6 @@ class Layout:
         if module not in self.embeddings():
             return FLOATS
         return ("F32",) if suffix == "weight_scale" else EMBEDDING_DTYPE[self.embedding_bits]
-
-    def linear_bytes(self) -> int:
-        """Return the bytes of all quantized linears: planes, terms and signs, shared ones once."""
-        return sum(math.prod(shape) for shape in self.coded_shapes().values())
-
-    def linear_weights(self) -> int:
-        """Return the number of quantized weights."""
-        return sum(math.prod(shape) for shape in self.linears().values())
-
-    def effective_bits(self) -> float:
-        """Return all bytes of the quantized linears x 8 / their weights."""
-        return self.linear_bytes() * 8 / self.linear_weights()
-
-    def nominal_bits(self) -> float | int:
-        """Return the parameter-weighted average of the bits, an int if it is whole."""
-        sizes = {linear: math.prod(shape) for linear, shape in self.linears().items()}
-        average = sum(self.bits[linear] * size for linear, size in sizes.items()) / sum(
-            sizes.values()
-        )
-        return int(average) if average == int(average) else round(average, 4)
 
     def plain_bytes(self, dtypes: dict[str, str]) -> int:
         """Return the bytes of the unquantized tensors, `dtypes` being those of the checkpoint."""

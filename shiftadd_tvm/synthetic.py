@@ -40,7 +40,7 @@ class SyntheticModel(PackedModel):
         self.config = {**config, "quantization_config": self.quantization}
         tensors = _MadeUp(self.layout, settings.seed)
         self._files = dict.fromkeys(tensors.shapes, tensors)
-        self._groups = {name: group for group in self.decoder.input_groups() for name in group}
+        self._groups = {name: group for group in self.layout.groups() for name in group}
         self._golden = None
 
     def tokenizer_files(self) -> dict[str, bytes]:
