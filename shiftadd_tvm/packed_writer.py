@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from shiftadd_tvm.bcq import BCQWeight
+from shiftadd_tvm.coded_tensors import INDEX
 from shiftadd_tvm.files import canonical_json
-from shiftadd_tvm.packed import CONFIG, GOLDEN, INDEX, Golden
+from shiftadd_tvm.packed import CONFIG, GOLDEN, Golden
 from shiftadd_tvm.tensorfile import TensorFile, write_tensors
 
 Array = np.ndarray
