@@ -1,8 +1,9 @@
-"""Present a GGUF file of the llama architecture as a Hugging Face checkpoint.
+"""Present a GGUF file as a Hugging Face checkpoint, by the table of `gguf_architectures.py`.
 
-    metadata       -> the keys of a LlamaConfig
+    metadata       -> the keys of a config.json
     tensor names   -> model.layers.N.self_attn.q_proj.weight, ...
-    q and k rows   GGUF interleaves the two halves of a head for its rotary embedding; undone here
+    q and k rows   llama interleaves the two halves of a head for its rotary embedding; undone here
+    norms          gemma stores 1 + w; w is shown
     rope_freqs     -> rope_scaling of type llama3
     tokenizer      built by transformers, which knows GGUF's tokenizers
 
@@ -10,32 +11,21 @@ The blocks are dequantized on reading. A quantized model so opened is the refere
 what it was made from is not in the file.
 """
 
+import difflib
 import functools
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
+from shiftadd_tvm.gguf_architectures import ARCHITECTURES, OUTER, WHOLE, Architecture
 from shiftadd_tvm.gguf_file import GgufFile
 
-SUPPORTED = ("llama",)
-
-OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-INNER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 # f32 (head_dim / 2): what each rotary wavelength is stretched by
 ROPE_FACTORS = "rope_freqs.weight"
 # Meta's constants; GGUF keeps only the factors that follow from them.
@@ -55,17 +45,13 @@ class GgufCheckpoint(Checkpoint):
         """Open `path`, build its configuration and check its tensor names."""
         self.path = path
         self._file = GgufFile(path)
-        architecture = self._file.metadata.get("general.architecture")
-        if architecture not in SUPPORTED:
-            raise UnsupportedError(
-                f"{path} has the GGUF architecture {architecture!r}; supported: "
-                f"{', '.join(SUPPORTED)}; give the model's safetensors instead."
-            )
+        self._name, self._architecture = _architecture(self._file)
+        inner = self._architecture.inner
         self._names = {  # Hugging Face's name -> GGUF's
-            hf_name(path, name): name for name in self._file.names() if name != ROPE_FACTORS
+            hf_name(path, name, inner): name for name in self._file.names() if name != ROPE_FACTORS
         }
         self.config = self._config()
-        self._heads = self._permuted_heads()
+        self._heads = self._permuted_heads() if self._architecture.interleaved else {}
 
     def __contains__(self, name: str) -> bool:
         """Tell whether a tensor of that name is there."""
@@ -89,14 +75,22 @@ class GgufCheckpoint(Checkpoint):
         return self._file.shape(self._names[name])
 
     def _dtype(self, name: str) -> str:
-        return "F32" if self._file.type_name(self._names[name]) == "F32" else "F16"
+        stored = self._file.type_name(self._names[name])
+        return stored if stored in ("F32", "BF16") else "F16"
 
     def _files(self) -> list[Path]:
         return [self.path]
 
     def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        if name not in self._heads:
-            return self._file.read_rows(self._names[name], start, stop)
+        stored = self._names[name]
+        if name in self._heads:
+            return self._permuted_rows(name, start, stop)
+        values = self._file.read_rows(stored, start, stop)
+        if name.endswith("norm.weight"):
+            values -= np.float32(self._architecture.norm_shift)
+        return values
+
+    def _permuted_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         rows = gguf_rows(np.arange(start, stop), self._shape(name)[0] // self._heads[name])
         if not rows.size:
             return self._file.read_rows(self._names[name], 0, 0)
@@ -128,42 +122,61 @@ class GgufCheckpoint(Checkpoint):
         return value
 
     def _number(self, key: str, default: float | None = None) -> float:
-        """Return a positive number of the metadata."""
-        value = self._file.metadata.get(f"llama.{key}", default)
+        """Return a positive number of the architecture's own metadata."""
+        value = self._file.metadata.get(f"{self._name}.{key}", default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
             raise BadFileError(
-                f"{self.path}: the metadata key llama.{key} is {value!r}, expected a positive "
-                "number; get the file again."
+                f"{self.path}: the metadata key {self._name}.{key} is {value!r}, expected a "
+                "positive number; get the file again."
             )
         return value
 
     def _config(self) -> dict[str, object]:
-        hidden = int(self._number("embedding_length"))
-        heads = int(self._number("attention.head_count"))
-        head_dim = int(self._number("rope.dimension_count", max(hidden // heads, 1)))
+        kind = self._architecture
         if "model.embed_tokens.weight" not in self._names:
             raise BadFileError(f"{self.path} holds no token_embd.weight; get the file again.")
+        whole = {key: int(self._number(name)) for key, name in {**WHOLE, **kind.whole}.items()}
+        hidden, heads = whole["hidden_size"], whole["num_attention_heads"]
+        head_dim = int(self._number(kind.head_dim, max(hidden // heads, 1)))
         config: dict[str, object] = {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_act": "silu",
-            "hidden_size": hidden,
-            "intermediate_size": int(self._number("feed_forward_length")),
-            "num_hidden_layers": int(self._number("block_count")),
-            "num_attention_heads": heads,
+            "architectures": [kind.model_class],
+            "model_type": kind.model_type,
+            **kind.constants,
+            **whole,
             "num_key_value_heads": int(self._number("attention.head_count_kv", heads)),
             "head_dim": head_dim,
-            "max_position_embeddings": int(self._number("context_length")),
             "rms_norm_eps": shortest(self._number("attention.layer_norm_rms_epsilon")),
-            "rope_theta": shortest(self._number("rope.freq_base", 10000.0)),
+            "rope_theta": shortest(self._number("rope.freq_base", kind.rope_theta)),
             "vocab_size": self._shape("model.embed_tokens.weight")[0],
-            "attention_bias": any(name.endswith(".q_proj.bias") for name in self._names),
-            "mlp_bias": any(name.endswith(".up_proj.bias") for name in self._names),
             "tie_word_embeddings": "lm_head.weight" not in self._names,
             "dtype": "float16",
         }
+        for key, (name, default) in kind.optional.items():
+            config[key] = shortest(self._number(name, default))
+        config |= {flag: self._has_bias(flag) for flag in kind.biased}
+        config |= self._layer_types(whole["num_hidden_layers"]) | kind.derive(config)
         rope = self._rope_scaling(head_dim)
         return config | ({"rope_scaling": rope} if rope else {}) | self._token_ids()
+
+    def _has_bias(self, flag: str) -> bool:
+        suffix = ".q_proj.bias" if flag == "attention_bias" else ".up_proj.bias"
+        return any(name.endswith(suffix) for name in self._names)
+
+    def _layer_types(self, layers: int) -> dict[str, object]:
+        """Return which blocks attend in a window: by the file, or as the architecture has it."""
+        period = self._architecture.window_period
+        if not period:
+            return {}
+        pattern = self._file.metadata.get(f"{self._name}.attention.sliding_window_pattern", period)
+        if type(pattern) is int and pattern > 0:
+            pattern = [bool((index + 1) % pattern) for index in range(layers)]
+        if not isinstance(pattern, list) or len(pattern) < layers:
+            raise BadFileError(
+                f"{self.path}: the metadata key {self._name}.attention.sliding_window_pattern is "
+                f"{str(pattern)[:80]}, expected a number or a flag for each block; get it again."
+            )
+        kinds = ["sliding_attention" if windowed else "full_attention" for windowed in pattern]
+        return {"layer_types": kinds[:layers]}
 
     def _token_ids(self) -> dict[str, object]:
         keys = {
@@ -175,7 +188,7 @@ class GgufCheckpoint(Checkpoint):
         return {name: metadata[key] for name, key in keys.items() if key in metadata}
 
     def _rope_scaling(self, head_dim: int) -> dict[str, object] | None:
-        kind = self._file.metadata.get("llama.rope.scaling.type", "none")
+        kind = self._file.metadata.get(f"{self._name}.rope.scaling.type", "none")
         if kind == "linear":
             return {"rope_type": "linear", "factor": self._number("rope.scaling.factor")}
         if kind != "none":
@@ -199,18 +212,37 @@ class GgufCheckpoint(Checkpoint):
         return {"rope_type": "llama3", "factor": factor} | LLAMA3_ROPE
 
 
-def hf_name(path: Path, name: str) -> str:
-    """Return Hugging Face's name of a tensor that GGUF calls `name`."""
+def _architecture(file: GgufFile) -> tuple[str, Architecture]:
+    """Return a file's architecture and its name; `UnsupportedError` names the nearest one."""
+    name, metadata = file.metadata.get("general.architecture"), file.metadata
+    if name not in ARCHITECTURES:
+        near = difflib.get_close_matches(str(name), ARCHITECTURES, 1, 0.4)
+        hint = f"the nearest is {near[0]!r}; " if near else ""
+        raise UnsupportedError(
+            f"{file.path} has the GGUF architecture {name!r}: {hint}supported are "
+            f"{', '.join(ARCHITECTURES)}; give the model's safetensors instead."
+        )
+    parts = metadata.get("split.count", 1)
+    if isinstance(parts, int) and parts > 1:
+        raise UnsupportedError(
+            f"{file.path} is one of {parts} parts of a GGUF model; join them first by llama.cpp's "
+            "gguf-split --merge, or give the model's safetensors instead."
+        )
+    return str(name), ARCHITECTURES[str(name)]
+
+
+def hf_name(path: Path, name: str, inner: Mapping[str, str]) -> str:
+    """Return Hugging Face's name of a tensor that GGUF calls `name`; `inner` are the blocks' names."""
     stem, _, suffix = name.rpartition(".")
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
     if suffix in ("weight", "bias"):
         if stem in OUTER:
             return f"{OUTER[stem]}.{suffix}"
-        if block and block[2] in INNER:
-            return f"model.layers.{int(block[1])}.{INNER[block[2]]}.{suffix}"
+        if block and block[2] in inner:
+            return f"model.layers.{int(block[1])}.{inner[block[2]]}.{suffix}"
     raise UnsupportedError(
-        f"{path}: tensor {name} is not part of a dense llama model (experts and adapters are not "
-        "supported); give the model's safetensors instead."
+        f"{path}: tensor {name} is not part of a dense model of its architecture (experts and "
+        "adapters are not supported); give the model's safetensors instead."
     )
 
 

@@ -102,7 +102,7 @@ def test_tensors(tmp_path: Path) -> None:
             rows = checkpoint.read_rows(name, start, stop)
             np.testing.assert_array_equal(rows, tensor[start:stop])
     assert checkpoint.dtype("model.norm.weight") == "F32"
-    assert checkpoint.dtype(f"{block}.mlp.down_proj.weight") == "F16"
+    assert checkpoint.dtype(f"{block}.mlp.down_proj.weight") == "BF16"
 
 
 def test_config(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_unknown_rope_factors_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_architecture(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "tiny.gguf", arch="gemma3")
-    with pytest.raises(UnsupportedError, match="'gemma3'; supported: llama"):
+    write_gguf(tmp_path / "tiny.gguf", arch="gemma4")
+    with pytest.raises(UnsupportedError, match="'gemma4': the nearest is 'gemma'; supported are"):
         open_checkpoint(tmp_path / "tiny.gguf")
 
 
