@@ -35,6 +35,9 @@ class Tensors(Protocol):
     def shape(self, name: str) -> Shape:
         """Return the shape of a tensor."""
 
+    def release(self) -> None:
+        """Give memory back that was only read."""
+
 
 class CodedTensors:
     """What every kind of packed model has: linears as planes and scales, in mapped files."""
@@ -90,6 +93,11 @@ class CodedTensors:
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         """Return rows [start, stop) of an unquantized tensor as `read` does."""
         return self._files[name].read_rows(name, start, stop)
+
+    def release(self) -> None:
+        """Give the memory of what was read from the files back; arrays of them stay valid."""
+        for file in set(self._files.values()):
+            file.release()
 
     def linear_bytes(self) -> int:
         """Return the bytes of all quantized linears, shared ones once."""

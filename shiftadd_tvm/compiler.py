@@ -75,7 +75,7 @@ def compile_model(
         executable, kernels = pipeline.build(module, backend, settings.dump_ir, logs)
         _link(executable, folder / artifact.LIBRARY, linker)
         progress("packing parameters")
-        stream_tensors(folder / artifact.PARAMETERS, [_source(p) for p in found])
+        stream_tensors(folder / artifact.PARAMETERS, [_source(p, model) for p in found])
         _copy_files(model, folder)
         limits = _limits(context, settings.batches, lookup_rows(logs))
         manifest = _manifest(
@@ -146,7 +146,7 @@ def _link(executable: relax.VMExecutable, path: Path, linker: Linker) -> None:
     executable.export_library(str(path), fcompile=link)
 
 
-def _source(parameter: parameters.Parameter) -> Source:
+def _source(parameter: parameters.Parameter, model: PackedModel) -> Source:
     nbytes = math.prod(parameter.shape) * np.dtype(parameter.dtype).itemsize
     padded = -(-nbytes // ALIGNMENT) * ALIGNMENT
 
@@ -155,6 +155,7 @@ def _source(parameter: parameters.Parameter) -> Source:
         assert (array.shape, str(array.dtype)) == (parameter.shape, parameter.dtype), parameter.name
         raw = np.zeros(padded, np.uint8)
         raw[:nbytes] = array.reshape(-1).view(np.uint8)
+        model.release()  # what was packed is not needed again
         return raw
 
     return Source(parameter.name, "U8", (padded,), read)

@@ -36,7 +36,10 @@ class DequantizedModel:
         if name not in self._linears:
             return self.packed.read_rows(name, start, stop)
         weight = self.packed.weight(self._linears[name])
-        return dequantize_rows(weight, start, stop)
+        rows = dequantize_rows(weight, start, stop)
+        if stop == weight.shape[0]:  # a walk over a model must not gather it in memory
+            self.packed.release()
+        return rows
 
 
 def dequantize(weight: bcq.BCQWeight) -> Array:

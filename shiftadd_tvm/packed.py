@@ -56,6 +56,7 @@ class PackedModel(CodedTensors):
         self._groups = {name: group for group in self.layout.groups() for name in group}
         self._check_coded(self.layout.plain_shapes())
         self._golden = self._read_golden() if golden else None
+        self.release()
 
     def names(self) -> list[str]:
         """Return the sorted names of the unquantized tensors, 8-bit embeddings' scales included."""

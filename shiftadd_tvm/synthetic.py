@@ -69,6 +69,9 @@ class _MadeUp:
             return "U8"
         return "I8" if _random(name) else "F32"
 
+    def release(self) -> None:
+        """Keep the pool: there is no file to read it from again."""
+
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         return to_float32(self.raw(name)[start:stop], self.dtype(name))
 

@@ -14,6 +14,7 @@ rows of a tensor, streaming writes, and a header padded so that the data begin a
 import json
 import math
 import mmap
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +76,11 @@ class TensorFile:
     def __init__(self, path: str | Path, *, writable_copy: bool = False) -> None:
         """Map `path`; with `writable_copy` the pages are private and writable, never the file."""
         self.path = Path(path)
+        self._private = writable_copy
         access = mmap.ACCESS_COPY if writable_copy else mmap.ACCESS_READ
         try:
-            with self.path.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=access)
+            self._stream = self.path.open("rb", buffering=0)
+            self._map = mmap.mmap(self._stream.fileno(), 0, access=access)
         except FileNotFoundError:
             raise BadFileError(f"{self.path} does not exist.") from None
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
@@ -166,11 +168,37 @@ class TensorFile:
 
     def read(self, name: str) -> Array:
         """Return a tensor as a float32 copy."""
-        return to_float32(self.raw(name), self.dtype(name))
+        return self.read_rows(name, 0, None)
 
-    def read_rows(self, name: str, start: int, stop: int) -> Array:
+    def read_rows(self, name: str, start: int, stop: int | None) -> Array:
         """Return rows [start, stop) of the first axis as a float32 copy; the rest stays unread."""
-        return to_float32(self.raw(name)[start:stop], self.dtype(name))
+        raw, dtype = self.read_raw(name, start, stop), self.dtype(name)
+        return raw if dtype == "F32" else to_float32(raw, dtype)
+
+    def read_raw(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """Return a copy of a tensor, or of its rows [start, stop), as `raw` shows it.
+
+        It is read, not mapped: mapped pages would count as this process's memory until it ends.
+        """
+        dtype, shape, begin, _ = self._entries[name]
+        if shape:
+            start, stop, _ = slice(start, stop).indices(shape[0])
+            shape = (max(stop - start, 0), *shape[1:])
+        values = np.empty(shape, DTYPES[dtype])
+        row_bytes = math.prod(shape[1:]) * values.itemsize
+        where = self._begin + begin + start * row_bytes
+        data, position = values.reshape(-1).view(np.uint8), 0
+        while position < data.size:  # one call reads 2 GiB at most
+            got = os.preadv(self._stream.fileno(), [data[position:].data], where + position)
+            if not got:
+                raise BadFileError(f"{self.path}: tensor {name} ends early; the file was changed.")
+            position += got
+        return values
+
+    def release(self) -> None:
+        """Give the pages back that were read through `raw`; what is used again is read again."""
+        if hasattr(mmap, "MADV_DONTNEED") and not self._private:  # private ones may be written to
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _is_sizes(value: object) -> TypeGuard[list[int]]:
