@@ -11,10 +11,11 @@ class Effort:
     rounds: int
     steps: int
     gradient_windows: int = 8  # by which output errors of different linears compare
+    one_width: bool = False  # measure sensitivities at one number of bits, and infer the others
 
 
 EFFORTS = {
-    "fast": Effort(tokens=8192, rounds=1, steps=0, gradient_windows=4),
+    "fast": Effort(tokens=8192, rounds=1, steps=0, gradient_windows=4, one_width=True),
     "normal": Effort(tokens=32768, rounds=2, steps=96),
     "best": Effort(tokens=131072, rounds=2, steps=768),
 }

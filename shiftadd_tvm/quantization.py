@@ -326,7 +326,7 @@ def stage_work(settings: QuantizeSettings) -> dict[str, float]:
     amounts = settings.amounts
     return {
         "measure": amounts.tokens / 1000,
-        "allocate": 25.0 if settings.allocates else 0.0,
+        "allocate": (8.0 if amounts.one_width else 25.0) if settings.allocates else 0.0,
         "code": 8.0 * (amounts.rounds + 1),
         "tune": 1.2 * amounts.steps,
         "end": 0.0,

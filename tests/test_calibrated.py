@@ -9,7 +9,8 @@ import pytest
 import torch
 from models import save_tiny
 
-from shiftadd_tvm import calibrated, quantization
+from shiftadd_tvm import calibrated, families, quantization
+from shiftadd_tvm.calibrated import Calibrated
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.effort import Effort
@@ -19,6 +20,7 @@ from shiftadd_tvm.quantization import quantize
 from shiftadd_tvm.quantize_plan import plan
 from shiftadd_tvm.reference import ReferenceModel
 from shiftadd_tvm.settings import QuantizeSettings
+from shiftadd_tvm.statistics_store import StatisticsStore
 
 SETTINGS = QuantizeSettings(bits=2.5, method="shiftadd", calibration_tokens=96)
 
@@ -161,3 +163,26 @@ def test_stages_have_work() -> None:
     assert set(work) == {"measure", "allocate", "code", "tune", "end"} and work["tune"] > 0
     assert calibrated.widths(2.2) == [1, 2, 3, 4] and calibrated.widths(4) == [3, 4]
     assert calibrated.widths(1) == [1, 2] and calibrated.widths(3) == [2, 3, 4]
+
+
+def test_one_width_is_measured_and_the_others_are_inferred(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(source)
+    decoder = families.read_config(checkpoint.config)
+    store = StatisticsStore(tmp_path / "store")
+    found = []
+    for one_width in (False, True):
+        amounts = dataclasses.replace(SETTINGS.amounts, one_width=one_width)
+        monkeypatch.setattr(QuantizeSettings, "amounts", property(lambda self, a=amounts: a))
+        run = Calibrated(checkpoint, decoder, SETTINGS, store, lambda *_: None)
+        run.measure()
+        run.allocate()
+        found.append(run.known_costs())
+        store.path("costs.json").unlink()
+    measured, inferred = found
+    for linear, costs in inferred.items():
+        assert list(costs) == list(measured[linear]) == [1, 2, 3, 4]
+        assert costs[2] == pytest.approx(measured[linear][2])
+        assert costs[4] == pytest.approx(costs[2] * calibrated.LOSS_PER_BIT**2)
+        assert costs[1] == pytest.approx(costs[2] / calibrated.LOSS_PER_BIT)
