@@ -1,7 +1,8 @@
 """Open a source checkpoint, whatever it is: folder, `.safetensors`, `.gguf` or a hub's `org/name`.
 
     source                              becomes
-    folder with config.json             HfCheckpoint (one file or sharded)
+    folder with config.json             HfCheckpoint (one file or sharded), or where its config.json
+                                        says that it is of GPTQ or AWQ, IntegerCheckpoint
     file.safetensors                    HfCheckpoint; a shard opens the whole set
     file.gguf                           GgufCheckpoint
     org/name, if no such path exists    downloaded (safetensors only), then HfCheckpoint
@@ -15,6 +16,7 @@ from pathlib import Path
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.errors import BadFileError, UsageError
 from shiftadd_tvm.hf_checkpoint import HfCheckpoint, refuse_pickle
+from shiftadd_tvm.integer_checkpoint import METHODS, IntegerCheckpoint
 
 __all__ = ["Checkpoint", "open_checkpoint"]
 
@@ -31,7 +33,7 @@ def open_checkpoint(source: str | Path, config: str | Path | None = None) -> Che
     config_path = None if config is None else Path(config)
     refuse_pickle(path)
     if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
-        return HfCheckpoint(path, path, config_path)
+        return _open_hf(HfCheckpoint(path, path, config_path))
     if path.is_file() and path.suffix == ".gguf":
         return _open_gguf(path, config_path)
     if path.exists():
@@ -39,11 +41,18 @@ def open_checkpoint(source: str | Path, config: str | Path | None = None) -> Che
             f"{path} is not a checkpoint: expected a folder, a .safetensors file or a .gguf file."
         )
     if HUB_NAME.fullmatch(str(source)) and path.suffix not in (".safetensors", ".gguf"):
-        return HfCheckpoint(path, _download(str(source)), config_path)
+        return _open_hf(HfCheckpoint(path, _download(str(source)), config_path))
     raise BadFileError(
         f"{path} does not exist; expected a Hugging Face folder, a .safetensors or .gguf file, "
         "or an org/name."
     )
+
+
+def _open_hf(found: HfCheckpoint) -> Checkpoint:
+    """Return what reads the weights as floats, by the method in their config.json."""
+    quantization = found.config.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    return IntegerCheckpoint(found) if method in METHODS else found
 
 
 def _open_gguf(path: Path, config: Path | None) -> Checkpoint:

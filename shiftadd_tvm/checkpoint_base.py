@@ -33,6 +33,14 @@ class Checkpoint(abc.ABC):
         """Return file name -> bytes of every tokenizer file there is, to be copied verbatim."""
 
     @abc.abstractmethod
+    def stored_as(self) -> str:
+        """Return what the weights are stored as, such as "safetensors" or "GPTQ, 4 bits"."""
+
+    @abc.abstractmethod
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes that a tensor takes in its file."""
+
+    @abc.abstractmethod
     def _shape(self, name: str) -> tuple[int, ...]: ...
 
     @abc.abstractmethod

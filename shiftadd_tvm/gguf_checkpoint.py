@@ -71,6 +71,19 @@ class GgufCheckpoint(Checkpoint):
             files |= _build_tokenizer(self.path)
         return files
 
+    def stored_as(self) -> str:
+        """Return the format and the block types of the matrices, the one of most bytes first."""
+        sizes: dict[str, int] = {}
+        for name in self._names:
+            if len(self._shape(name)) > 1:
+                kind = self._file.type_name(self._names[name])
+                sizes[kind] = sizes.get(kind, 0) + self.stored_bytes(name)
+        return f"GGUF, {', '.join(sorted(sizes, key=lambda kind: -sizes[kind]))}"
+
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes that a tensor's blocks take."""
+        return self._file.nbytes(self._names[name])
+
     def _shape(self, name: str) -> tuple[int, ...]:
         return self._file.shape(self._names[name])
 

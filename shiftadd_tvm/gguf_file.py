@@ -195,6 +195,11 @@ class GgufFile:
         """Return a tensor's block type, such as "Q4_1"."""
         return str(self._gguf.GGMLQuantizationType(self._entries[name].type_id).name)
 
+    def nbytes(self, name: str) -> int:
+        """Return the bytes of a tensor's blocks."""
+        entry = self._entries[name]
+        return math.prod(entry.shape[:-1]) * entry.row_bytes
+
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return rows [start, stop) of the first axis as float32; a vector has one-value rows."""
         entry = self._entries[name]

@@ -60,6 +60,19 @@ class HfCheckpoint(Checkpoint):
                 found[name] = candidates[0].read_bytes()
         return found
 
+    def stored_as(self) -> str:
+        """Return the format, and the number of its files where there are several."""
+        count = len(self._files())
+        return "safetensors" if count == 1 else f"safetensors, {count} shards"
+
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes that a tensor takes in its file."""
+        return self._homes[name].nbytes(name)
+
+    def raw(self, name: str) -> np.ndarray:
+        """Return a copy of a tensor of whole numbers, as it is stored."""
+        return self._homes[name].read_raw(name)
+
     def _shape(self, name: str) -> tuple[int, ...]:
         return self._homes[name].shape(name)
 

@@ -34,6 +34,7 @@ def quantize_plan(source: str, plan: "QuantizePlan", memory: int | None = None) 
     rotation = f"Hadamard, up to {settings.max_rotation}" if settings.max_rotation else "none"
     rows: Fields = {
         "source": f"{source} ({fields['model_type']})",
+        "weights": _stored(str(fields["stored_as"])),
         "output": plan.output,
         "layers": f"{len(fields['layers'])} linears",
         "bits": f"{fields['nominal_bits']:g} ({fields['effective_bits']:.2f} effective)",
@@ -46,6 +47,12 @@ def quantize_plan(source: str, plan: "QuantizePlan", memory: int | None = None) 
         rows["calibration"] = f"{tokens} tokens of {text}"
         rows["effort"] = f"{settings.effort}: {settings.amounts.steps} steps of tuning"
     return rows | ({"memory": f"about {size(memory)}"} if memory else {})
+
+
+def _stored(kind: str) -> str:
+    """Return how a checkpoint's weights are stored, and what follows for whole-number formats."""
+    plain = kind.startswith("safetensors")
+    return kind if plain else f"{kind}: dequantized, then fitted anew"
 
 
 def resumable(output: Path) -> str:
@@ -79,7 +86,7 @@ def compile_plan(source: str, plan: "CompilePlan") -> Fields:
     if first is not None:
         kept = quantize_plan(source, first)
         rows |= {"packed model": f"{plan.packed} (made first)"}
-        rows |= {name: kept[name] for name in ("layers", "bits", "size")}
+        rows |= {name: kept[name] for name in ("weights", "layers", "bits", "size")}
     elif plan.reused:
         rows |= {"packed model": f"{plan.packed} (made earlier from the same source)"}
     if first is None:

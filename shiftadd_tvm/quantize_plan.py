@@ -30,6 +30,7 @@ def plan(source: str | Path | Checkpoint, settings: QuantizeSettings) -> dict[st
         linear_bytes += math.ceil(missing * layout.linear_weights() / 8)
     return {
         "model_type": checkpoint.config["model_type"],
+        "stored_as": checkpoint.stored_as(),
         "layers": [
             {"name": n, "bits": layout.bits[n], "shape": list(s)} for n, s in linears.items()
         ],
@@ -66,8 +67,8 @@ def make_layout(checkpoint: Checkpoint, settings: QuantizeSettings) -> Layout:
         found = checkpoint.config["quantization_config"]
         method = found.get("quant_method") if isinstance(found, dict) else found
         raise UnsupportedError(
-            f"{checkpoint.path} is quantized already (quant_method {method!r}), expected a "
-            "checkpoint with float weights; give the original one."
+            f"{checkpoint.path} is quantized already (quant_method {method!r}), expected float "
+            "weights, GPTQ or AWQ; give the original checkpoint."
         )
     decoder = families.read_config(checkpoint.config, checkpoint.path)
     expected = decoder.tensor_shapes()

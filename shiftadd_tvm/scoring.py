@@ -122,7 +122,6 @@ def _score_weights(
 def checkpoint_bits(checkpoint: Any) -> float:
     """Return the bits per weight of a checkpoint's linears, as they are stored."""
     families = importlib.import_module("shiftadd_tvm.families")
-    tensorfile = importlib.import_module("shiftadd_tvm.tensorfile")
     decoder = families.read_config(checkpoint.config, checkpoint.path)
     weights = bits = 0
     for group in decoder.input_groups():
@@ -130,5 +129,5 @@ def checkpoint_bits(checkpoint: Any) -> float:
             name = f"{linear}.weight"
             count = math.prod(checkpoint.shape(name))
             weights += count
-            bits += count * tensorfile.DTYPES[checkpoint.dtype(name)].itemsize * 8
+            bits += 8 * checkpoint.stored_bytes(name)
     return bits / weights

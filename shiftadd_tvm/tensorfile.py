@@ -22,7 +22,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from shiftadd_tvm.errors import BadFileError
+from shiftadd_tvm.errors import BadFileError, UnsupportedError
 
 ALIGNMENT = 64
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
@@ -45,6 +45,8 @@ DTYPES = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
 }
+# dtypes of the format without a NumPy form, refused by the name that people know
+SMALL_FLOATS = {"F8_E4M3": "FP8", "F8_E5M2": "FP8", "F8_E8M0": "FP8", "F4": "FP4"}
 FLOATS = ("F16", "BF16", "F32", "F64")
 
 Array = np.ndarray  # any dtype: each use states its own
@@ -70,7 +72,8 @@ def from_float32(values: Array, dtype: str) -> Array:
 class TensorFile:
     """A safetensors file, mapped read-only (or copy-on-write) and validated whole at opening.
 
-    Raises `BadFileError` when the file is missing, truncated, oversized or malformed.
+    Raises `BadFileError` when the file is missing, truncated, oversized or malformed,
+    `UnsupportedError` for FP8 and FP4.
     """
 
     def __init__(self, path: str | Path, *, writable_copy: bool = False) -> None:
@@ -117,6 +120,11 @@ class TensorFile:
     def _entry(self, name: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
         fields = entry if isinstance(entry, dict) else {}
         dtype, shape, span = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+        if dtype in SMALL_FLOATS:
+            raise UnsupportedError(
+                f"{self.path}: tensor {name[:MAX_QUOTE]} is {SMALL_FLOATS[dtype]} ({dtype}), which "
+                "is not read; give a checkpoint with bfloat16, float16 or float32 weights."
+            )
         if not isinstance(dtype, str) or dtype not in DTYPES:
             known = ", ".join(DTYPES)
             raise self._bad(f"tensor {name} has dtype {dtype!r}, expected one of {known}")

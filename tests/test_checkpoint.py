@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from shiftadd_tvm.checkpoint import open_checkpoint
-from shiftadd_tvm.errors import BadFileError, UsageError
+from shiftadd_tvm.errors import BadFileError, UnsupportedError, UsageError
 from shiftadd_tvm.hf_checkpoint import INDEX_NAME
 
 CONFIG = {"model_type": "llama", "hidden_size": 8, "unknown_key": [1, 2]}
@@ -141,6 +141,16 @@ def test_hub_name_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert "is no local path" in sentence(BadFileError, "no-such-org/no-such-model")
 
 
+def test_hub_name_in_the_local_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    kept = tmp_path / "models--org--name"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("0" * 40)
+    write_folder(kept / "snapshots" / ("0" * 40))
+    check_tensors(Path("org/name"))
+
+
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".PKL"])
 def test_pickle_is_refused_with_the_way_out(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"pytorch_model{suffix}"
@@ -231,11 +241,19 @@ def test_oversized_header_and_trailing_garbage(tmp_path: Path) -> None:
         assert str(path) in sentence(BadFileError, path)
 
 
-def test_unsupported_dtype(tmp_path: Path) -> None:
-    header = b'{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+@pytest.mark.parametrize(
+    ("dtype", "error", "words"),
+    [
+        ("F8_E4M3", UnsupportedError, "tensor a is FP8 (F8_E4M3), which is not read"),
+        ("F4", UnsupportedError, "tensor a is FP4 (F4)"),
+        ("C64", BadFileError, "tensor a has dtype 'C64'"),
+    ],
+)
+def test_unsupported_dtype(tmp_path: Path, dtype: str, error: type[Exception], words: str) -> None:
+    header = b'{"a":{"dtype":"%s","shape":[2],"data_offsets":[0,2]}}' % dtype.encode()
     path = write_folder(tmp_path) / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\x00\x00")
-    assert "F8_E4M3" in sentence(BadFileError, path)
+    assert words in sentence(error, path)
 
 
 def test_nan_and_inf_are_counted(tmp_path: Path) -> None:
