@@ -93,7 +93,10 @@ class IntegerCheckpoint(Checkpoint):
                     f"32-bit words of {self._bits}-bit codes along both axes; get it again."
                 )
         groups = -(-inputs // (inputs if self._group == -1 else self._group))
-        expected = {"scales": (groups, outputs), "qzeros": (groups, outputs * self._bits // 32)}
+        expected: dict[str, tuple[int, ...]] = {
+            "scales": (groups, outputs),
+            "qzeros": (groups, outputs * self._bits // 32),
+        }
         if f"{module}.g_idx" in self._source:
             expected["g_idx"] = (inputs,)
         for part, shape in expected.items():
