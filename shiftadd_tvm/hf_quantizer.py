@@ -77,7 +77,7 @@ class PackedLinear(torch.nn.Module):
             levels = _decoded(self.get_buffer("block_terms"))
             levels = levels.repeat_interleave(rows, 1)[:, : self.out_features]
             levels = levels.repeat_interleave(columns, 2)[:, :, : self.in_features]
-            return sum(level * plane for level, plane in zip(levels, planes, strict=True))  # type: ignore[return-value]
+            return sum(level * plane for level, plane in zip(levels, planes, strict=True))
         levels = _decoded(self.get_buffer("plane_terms"))
         dense = sum(level * plane for level, plane in zip(levels, planes, strict=True))
         rows = _decoded(self.get_buffer("row_terms"))
