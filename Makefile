@@ -26,6 +26,8 @@ OPERATOR_TESTS := $(patsubst %,tests/test_%.py,ops ops_hostile lut attention sam
 # three terms a column, read 3 bytes apart: Bochs 2.7 refuses the scatter, and reads wrong places (docs/design.md)
 NOT_IN_BOCHS := --deselect 'tests/test_ops_hostile.py::test_sums_of_terms_of_hostile_values[x86-avx512]'
 PACKAGING := pyproject.toml setup.py constraints.txt
+RUNTIME := shiftadd_tvm/runtime
+LIBRARY := $(RUNTIME)/lib/libshiftadd.so
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo bench accuracy tune test prove lint wheel model clean
@@ -36,24 +38,24 @@ help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 		printf '  %-9s %s\n' "$$name" "$$text"; done
 
-install: .venv/.installed ## make .venv with the package: .venv/bin/shiftadd-tvm
+install: .venv/.installed $(LIBRARY) ## make .venv with the package: .venv/bin/shiftadd-tvm
 
 demo: install model ## quantize, compile and run a real model, with a table of what it costs
 	$(BIN)/python examples/demo.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-bench: .venv/.installed-bench ## measure operators and a model against the memory's roof and their peers
+bench: .venv/.installed-bench $(LIBRARY) ## measure operators and a model against the memory's roof and their peers
 	$(BIN)/python examples/bench.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-accuracy: .venv/.installed-bench model ## compare perplexity over bits with other quantizers
+accuracy: .venv/.installed-bench $(LIBRARY) model ## compare perplexity over bits with other quantizers
 	$(BIN)/python examples/accuracy.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-tune: .venv/.installed ## search the fastest schedules of a target, into tuning_logs/
+tune: .venv/.installed $(LIBRARY) ## search the fastest schedules of a target, into tuning_logs/
 	@preset="$(TARGET)"; [ -n "$$preset" ] || preset=$$($(BIN)/python -c \
 		'from shiftadd_tvm import backend; print(backend.detect().name)') || exit; \
 	$(BIN)/shiftadd-tvm tune $(if $(MODEL),"$(MODEL)") --target "$$preset" -o "tuning_logs/$$preset" \
 		$(if $(TRIALS),--trials "$(TRIALS)") $(if $(MINUTES),--minutes "$(MINUTES)") $(ARGS)
 
-test: .venv/.installed-dev ## run the tests
+test: .venv/.installed-dev $(LIBRARY) ## run the tests
 	$(BIN)/pytest $(ARGS)
 
 # needs what .ci/run installs: bochs and bochs-term, or qemu-user
@@ -69,8 +71,9 @@ lint: .venv/.installed-dev ## check style, types and the rooms
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy
 	cd build/lint && ../../$(BIN)/lint-imports --config ../../pyproject.toml --cache-dir ../lint-imports
 
-wheel: .venv/.installed-dev ## build dist/*.whl
-	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+# not isolated: zig is here, and makes a library that runs on every Linux since 2018
+wheel: .venv/.installed-dev ## build dist/*.whl, for this machine's architecture
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 model: .venv/.installed ## fetch the demo model and the evaluation texts into the cache
 	$(BIN)/python examples/fetch_data.py
@@ -98,6 +101,10 @@ clean: ## remove what make made, apart from .venv and the cache
 		{ echo "make: llama-cpp-python was not built, see above why; going on without it" >&2; \
 		$(PIP) install --quiet --disable-pip-version-check --constraint constraints.txt $(PEERS); }
 	@touch $@
+
+# The editable install builds the library too; after that, a change of its sources builds it anew.
+$(LIBRARY): $(RUNTIME)/native_build.py $(shell find $(RUNTIME)/cpp -type f) | .venv/.installed
+	@$(BIN)/python -m shiftadd_tvm.runtime.native_build
 
 # pip is the last thing that venv writes: a half-made .venv has none, and is made anew.
 .venv/bin/pip:

@@ -103,11 +103,11 @@ def _child(code: str) -> str | None:
 
 
 def _runtime() -> Check:
-    problem = _child("from shiftadd_tvm.runtime import library; library.load_runtime()")
+    problem = _child("from shiftadd_tvm.runtime import native; native.load_runtime()")
     return Check(
         "tvm runtime",
         problem is None,
-        problem or "libtvm_runtime.so loads without torch and the compiler",
+        problem or "libshiftadd and TVM's runtime load without torch and the compiler",
         "pip install --force-reinstall apache-tvm (needed to run artifacts)",
     )
 

@@ -81,12 +81,14 @@ def _score_artifact(
 
     def score_window(window: Array) -> Array:
         session.close()
-        states = np.concatenate(list(session.hidden(window.tolist())))[:-1]
-        scores = []
-        for start in range(0, len(states), engine.logit_rows):
-            rows = states[start : start + engine.logit_rows]
-            following = window[start + 1 : start + 1 + len(rows)]
-            scores.append(evaluation.log_probabilities(engine.logits(rows), following))
+        scores: list[Array] = []
+
+        def consume(logits: Array) -> None:
+            start = sum(map(len, scores)) + 1
+            following = window[start : start + len(logits)]
+            scores.append(evaluation.log_probabilities(logits[: len(following)], following))
+
+        session.score(window.tolist(), consume)
         return np.concatenate(scores)
 
     result = evaluation.perplexity(

@@ -63,11 +63,7 @@ def run_golden(artifact: Artifact, ids: Array) -> tuple[Array, Array]:
     by_prefill, by_decode = [], []
     for sequence in ids.tolist():
         session = engine.session()
-        states = np.concatenate(list(session.hidden(sequence)))
-        parts = range(0, len(states), engine.logit_rows)
-        by_prefill.append(
-            np.concatenate([engine.logits(states[p : p + engine.logit_rows]) for p in parts])
-        )
+        by_prefill.append(session.logits_of(sequence))
         session.close()
         by_decode.append(np.concatenate([session.decode(token) for token in sequence]))
         session.close()

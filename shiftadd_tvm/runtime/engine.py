@@ -1,25 +1,19 @@
-"""Run a decoder artifact: a thin host around the functions in model.so.
+"""Run an artifact: libshiftadd, as Python's own classes. Nothing is computed or decided here."""
 
-Everything that computes (cache update, attention, sampling) is in the library; this host keeps pages,
-lengths and tokens. The C library of a later version replaces it, so nothing clever lives here.
-"""
-
-import math
-import mmap
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import ctypes
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from shiftadd_tvm.artifact import LIBRARY, Artifact
+from shiftadd_tvm.artifact import Artifact
 from shiftadd_tvm.errors import UnsupportedError, UsageError
-from shiftadd_tvm.runtime import library
-from shiftadd_tvm.tensorfile import ALIGNMENT
+from shiftadd_tvm.runtime import native
 
 Array = np.ndarray
+Consume = Callable[[Array], None]  # logits float32 (n, vocabulary), valid during the call
 
 
 @dataclass(frozen=True)
@@ -45,22 +39,10 @@ class Sampling:
                 found = getattr(self, name.replace("-", "_"))
                 raise UsageError(f"--{name} is {found}, expected {expected}.")
 
-
-def mapped_zeros(shape: tuple[int, ...]) -> Array:
-    """Return float32 zeros on their own pages: aligned, and without memory until they are touched."""
-    pages = mmap.mmap(-1, max(math.prod(shape) * 4, 1))
-    return np.frombuffer(pages, np.float32, math.prod(shape)).reshape(shape)
-
-
-def aligned(array: Array) -> Array:
-    """Return `array`, or a copy of it that begins at a multiple of `ALIGNMENT` bytes."""
-    if array.ctypes.data % ALIGNMENT == 0 and array.flags.c_contiguous:
-        return array
-    raw = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
+    def params(self) -> native.SamplingParams:
+        """Return the values as the library takes them."""
+        penalty = self.repetition_penalty
+        return native.SamplingParams(self.temperature, self.top_k, self.top_p, penalty, self.seed)
 
 
 class Engine:
@@ -73,168 +55,121 @@ class Engine:
 
         Raises `BadFileError` for a damaged artifact, `UnsupportedError` where it cannot run here.
         """
-        opened = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
-        if opened.manifest["kind"] != "decoder":
-            raise UnsupportedError(f"{opened.path} is not a decoder; it cannot generate text.")
-        opened.check_machine()
-        self.artifact = opened
-        self.context = opened.number("limits", "context")
-        self.page = opened.number("limits", "page")
-        self.chunk = opened.number("limits", "chunk")
-        self.logit_rows = opened.number("limits", "logit_rows")
-        self.batches = sorted(opened.numbers("limits", "batches"))
-        measured = "lookup_rows" in opened.section("limits")
-        self.lookup_rows = opened.number("limits", "lookup_rows") if measured else 1
-        self.vocabulary = opened.number("model", "vocabulary")
-        self.eos = frozenset(opened.numbers("model", "eos"))
-        library.configure_threads(threads)
-        self._functions = library.load_functions(opened.path / LIBRARY)
-        self._ffi = library.import_ffi()
-        tensors = [self.tensor(array) for array in opened.load_parameters()]
-        self._parameters = self._ffi.convert(tensors)
-        self._worker = ThreadPoolExecutor(1, "shiftadd")
-        self._allocate(sequences)
+        self.artifact = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
+        if self.artifact.manifest["kind"] != "decoder":
+            raise UnsupportedError(
+                f"{self.artifact.path} is not a decoder; it cannot generate text."
+            )
+        native.load_runtime()
+        params = native.ModelParams(threads=threads or 0, sequences=sequences)
+        path = str(self.artifact.path).encode()
+        self.handle = native.create("model_load", path, ctypes.byref(params))
+        weakref.finalize(self, native.load().shiftadd_model_free, self.handle)
+        info = native.ModelInfo()
+        native.call("model_get_info", self.handle, ctypes.byref(info))
+        self.context, self.chunk, self.vocabulary = info.context, info.chunk, info.vocabulary
+        self.threads = info.threads
+        self.eos = frozenset(info.eos[: info.eos_count])
+        self.batches = list(info.batches[: info.batch_count])
 
-    def _allocate(self, sequences: int) -> None:
-        sizes = [self.artifact.number("model", key) for key in ("layers", "kv_heads", "head_dim")]
-        layers, heads, head_dim = sizes
-        self.width = -(-self.context // self.page)  # pages of a full context
-        pages = self.width * sequences
-        shapes = (
-            (layers, pages, heads, head_dim, self.page),
-            (layers, pages, heads, self.page, head_dim),
-        )
-        self._keys, self._values = (self.tensor(mapped_zeros(shape)) for shape in shapes)
-        self.free_pages = list(range(pages))[::-1]
+    def call(self, name: str, *arrays: Array) -> list[Array]:
+        """Call an exported function with its inputs, in the manifest's order; return its outputs.
 
-    def tensor(self, array: Array) -> Any:
-        """Return `array` as a tensor of the runtime; copied only where kernels could not load from
-        it (they use aligned vector loads)."""
-        return self._ffi.from_dlpack(aligned(array))
-
-    def call(self, name: str, *arguments: Any, parameters: bool = True) -> Any:
-        """Call an exported function with arrays or tensors; the parameters come last.
-
-        One thread makes all calls, whoever asks: TVM keeps a pool of threads for each that calls.
+        Arrays that begin at a multiple of 64 bytes are not copied.
         """
-        tensors = [self.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        bundle = [self._parameters] if parameters else []
-        return self._worker.submit(self._functions[name], *tensors, *bundle).result()
-
-    def prefill(self, tokens: Array, table: Array, length: int) -> Any:
-        """Append tokens (n,) int32, n <= chunk, to one sequence; return hidden states (n, hidden)."""
-        x = self.call("embed", tokens)
-        start = np.array([length], np.int32)
-        return self.call("prefill", x, self._keys, self._values, table[None], start)
-
-    def decode(self, tokens: Array, tables: Array, lengths: Array) -> Any:
-        """Append one token to each of b sequences: tokens (b,), tables (b, width), lengths (b,) int32;
-        return logits (b, vocabulary)."""
-        name = f"decode_b{len(tokens)}"
-        return self.call(name, tokens, self._keys, self._values, tables, lengths)
-
-    def logits(self, hidden: Array) -> Array:
-        """Return the logits float32 (n, vocabulary) of hidden states (n, hidden), n <= logit_rows."""
-        return np.from_dlpack(self.call("logits", hidden))
+        specs, count = ctypes.POINTER(native.Tensor)(), ctypes.c_size_t()
+        pointers = (ctypes.byref(specs), ctypes.byref(count))
+        native.call("function_signature", self.handle, name.encode(), *pointers, None, None)
+        given = [np.ascontiguousarray(array) for array in arrays]
+        inputs = (native.Tensor * len(given))()
+        for index, array in enumerate(given):
+            shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+            dtype = native.DTYPES.index(array.dtype)
+            wanted = specs[index].name if index < count.value else b""
+            inputs[index] = native.Tensor(wanted, dtype, array.ndim, shape, array.ctypes.data)
+        result = native.create("call", self.handle, name.encode(), inputs, len(given))
+        return native.Result(result).arrays()
 
     def session(self) -> "Session":
         """Return a new, empty sequence."""
-        return Session(self)
+        return Session(self, native.create("session_create", self.handle))
 
 
 class Session:
     """One sequence: its tokens, and the pages that hold their keys and values."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Start empty; pages are taken from the engine's pool as the sequence grows."""
-        self.engine = engine
-        self.tokens: list[int] = []
-        self._pages: list[int] = []
+    def __init__(self, engine: Engine, handle: ctypes.c_void_p) -> None:
+        """Own a handle shiftadd_session*."""
+        self.engine, self.handle = engine, handle
+        weakref.finalize(self, native.load().shiftadd_session_free, handle)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens that the sequence holds."""
+        tokens, count = ctypes.POINTER(ctypes.c_int32)(), ctypes.c_size_t()
+        native.call("session_tokens", self.handle, ctypes.byref(tokens), ctypes.byref(count))
+        return tokens[: count.value]
 
     def close(self) -> None:
         """Give the pages back; the session is empty afterwards."""
-        self.engine.free_pages += self._pages[::-1]
-        self._pages, self.tokens = [], []
+        native.call("session_reset", self.handle)
 
-    def table(self) -> Array:
-        """Return the page table (width,) int32."""
-        table = np.zeros(self.engine.width, np.int32)
-        table[: len(self._pages)] = self._pages
-        return table
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from `length` on."""
+        native.call("session_truncate", self.handle, length)
 
-    def reserve(self, count: int) -> None:
-        """Take the pages that `count` more tokens need; raises `UsageError` past the context."""
-        engine, total = self.engine, len(self.tokens) + count
-        if total > engine.context:
-            raise UsageError(
-                f"The sequence would grow to {total} tokens, the artifact's context is "
-                f"{engine.context}; shorten it, or compile with a larger --context."
-            )
-        while len(self._pages) * engine.page < total:
-            if not engine.free_pages:
-                raise UsageError("The cache has no free page; close a session, or load more.")
-            self._pages.append(engine.free_pages.pop())
+    def fork(self) -> "Session":
+        """Return a second session that goes on from the same tokens."""
+        return Session(self.engine, native.create("session_fork", self.handle))
 
-    def check(self, tokens: Sequence[int]) -> None:
-        """Raise `UsageError` for a token id outside the vocabulary."""
-        for token in tokens:
-            if not 0 <= token < self.engine.vocabulary:
-                raise UsageError(
-                    f"Token id {token} is outside the vocabulary of {self.engine.vocabulary}."
-                )
+    def cancel(self) -> None:
+        """Make the call that runs, or the next one, raise `InterruptedError`; for any thread."""
+        native.load().shiftadd_session_cancel(self.handle)
 
-    def hidden(self, tokens: Sequence[int]) -> Iterator[Array]:
-        """Append tokens; yield their hidden states float32 (n, hidden), chunk by chunk."""
-        self.check(tokens)
-        self.reserve(len(tokens))
-        for start in range(0, len(tokens), self.engine.chunk):
-            part = np.array(tokens[start : start + self.engine.chunk], np.int32)
-            states = self.engine.prefill(part, self.table(), len(self.tokens))
-            self.tokens += part.tolist()
-            yield np.from_dlpack(states)
+    def logits(self) -> Array:
+        """Return the logits float32 (1, vocabulary) of the last token, zero-copy."""
+        return native.Result(native.create("logits_result", self.handle)).arrays()[0]
 
     def prefill(self, tokens: Sequence[int]) -> Array:
         """Append tokens (at least one); return the last one's logits float32 (1, vocabulary)."""
-        if not tokens:
-            raise UsageError("The prompt is empty; give at least one token.")
-        if len(tokens) <= self.engine.lookup_rows and len(tokens) in self.engine.batches:
-            return self._look_up(tokens)
-        for states in self.hidden(tokens):
-            last = states[-1:]
-        return self.engine.logits(np.ascontiguousarray(last))
+        native.call("prefill", self.handle, _ids(tokens), len(tokens))
+        return self.logits()
 
-    def _look_up(self, tokens: Sequence[int]) -> Array:
-        # a step appends all its rows before any attends, so they may be of one sequence
-        self.check(tokens)
-        self.reserve(len(tokens))
-        tables = np.repeat(self.table()[None], len(tokens), axis=0)
-        lengths = np.arange(len(tokens), dtype=np.int32) + np.int32(len(self.tokens))
-        logits = self.engine.decode(np.array(tokens, np.int32), tables, lengths)
-        self.tokens += tokens
-        return np.from_dlpack(logits)[-1:]
+    def score(self, tokens: Sequence[int], consume: Consume) -> None:
+        """Append tokens; hand the logits float32 (n, vocabulary) of all to `consume`, some rows at a
+        time."""
+        thrown: list[BaseException] = []
+
+        def relay(address: int, rows: int, vocabulary: int, _: object) -> int:
+            try:
+                consume(native.view(address, (rows, vocabulary), np.dtype(np.float32), None))
+            except BaseException as error:  # noqa: BLE001 - none may pass through the library
+                thrown.append(error)
+            return len(thrown)
+
+        try:
+            callback = native.LOGITS_CALLBACK(relay)
+            native.call("score", self.handle, _ids(tokens), len(tokens), callback, None)
+        except InterruptedError:
+            raise (thrown or [InterruptedError("The call was cancelled.")])[0] from None
+
+    def logits_of(self, tokens: Sequence[int]) -> Array:
+        """Append tokens; return the logits float32 (n, vocabulary) of all."""
+        rows: list[Array] = []
+        self.score(tokens, lambda logits: rows.append(logits.copy()))
+        return np.concatenate(rows)
 
     def decode(self, token: int) -> Array:
         """Append one token; return its logits float32 (1, vocabulary)."""
-        return decode([self], [token])
+        native.call("decode", self.handle, token)
+        return self.logits()
 
-    def sample(self, logits: Array, sampling: Sampling, step: int) -> int:
-        """Return the next token for logits (1, vocabulary); `step` counts the tokens drawn before."""
-        penalized = len(self.tokens) if sampling.repetition_penalty != 1 else 0
-        history = np.array([self.tokens if penalized else [0]], np.int32)
-        drawn = self.engine.call(
-            "sample",
-            logits,
-            history,
-            np.array([penalized], np.int32),
-            np.array([sampling.temperature], np.float32),
-            np.array([sampling.top_k], np.int32),
-            np.array([sampling.top_p], np.float32),
-            np.array([sampling.repetition_penalty], np.float32),
-            np.array([sampling.seed], np.int64),
-            np.array([step], np.int32),
-            parameters=False,
-        )
-        return int(np.from_dlpack(drawn)[0])
+    def sample(self, sampling: Sampling, step: int) -> int:
+        """Return the next token by the last one's logits; `step` counts the tokens drawn before."""
+        token = ctypes.c_int32()
+        params = sampling.params()
+        native.call("sample", self.handle, ctypes.byref(params), step, ctypes.byref(token))
+        return token.value
 
     def generate(
         self, prompt: Sequence[int], new_tokens: int, sampling: Sampling | None = None
@@ -242,29 +177,30 @@ class Session:
         """Append the prompt, then yield up to `new_tokens` tokens; ends before an end-of-sequence
         token and at the end of the context."""
         sampling = sampling or Sampling()
-        logits = self.prefill(prompt)
+        self.prefill(prompt)
+        length = len(self.tokens)
         for step in range(new_tokens):
-            token = self.sample(logits, sampling, step)
+            token = self.sample(sampling, step)
             if token in self.engine.eos:
                 return
             yield token
-            if step + 1 == new_tokens or len(self.tokens) == self.engine.context:
+            if step + 1 == new_tokens or length + step == self.engine.context:
                 return
-            logits = self.decode(token)
+            self.decode(token)
 
 
 def decode(sessions: Sequence[Session], tokens: Sequence[int]) -> Array:
     """Append one token to each session (as many as the engine has a batch for); return their logits
     float32 (b, vocabulary)."""
-    engine = sessions[0].engine
-    if len(sessions) not in engine.batches:
-        raise UsageError(f"{len(sessions)} sequences at once; expected one of {engine.batches}.")
-    for session, token in zip(sessions, tokens, strict=True):
-        session.check([token])
-        session.reserve(1)
-    tables = np.stack([session.table() for session in sessions])
-    lengths = np.array([len(session.tokens) for session in sessions], np.int32)
-    logits = engine.decode(np.array(tokens, np.int32), tables, lengths)
-    for session, token in zip(sessions, tokens, strict=True):
-        session.tokens.append(token)
-    return np.from_dlpack(logits)
+    if len(sessions) != len(tokens):
+        raise UsageError(f"{len(tokens)} tokens for {len(sessions)} sessions; expected one for each.")
+    handles = (ctypes.c_void_p * len(sessions))(*(session.handle.value for session in sessions))
+    native.call("decode_batch", handles, _ids(tokens), len(tokens))
+    return np.concatenate([session.logits() for session in sessions])
+
+
+def _ids(tokens: Sequence[int]) -> ctypes.Array[ctypes.c_int32]:
+    for token in tokens:
+        if not -(1 << 31) <= token < 1 << 31:
+            raise UsageError(f"Token id {token} is no whole number of 32 bits.")
+    return (ctypes.c_int32 * len(tokens))(*tokens)

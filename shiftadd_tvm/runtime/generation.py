@@ -104,19 +104,21 @@ class Generation:
         """Yield tokens; times the work and not what the caller does between them."""
         session, engine = self._session, self._model.engine
         begin = time.perf_counter()
-        logits = session.prefill(self._new)
-        token = session.sample(logits, self._sampling, 0)
+        session.prefill(self._new)
+        token = session.sample(self._sampling, 0)
         self.prefill_seconds = time.perf_counter() - begin
+        length = len(session.tokens)
         for step in range(1, self._limit + 1):
             if token in engine.eos:
                 self.finish_reason = "eos"
                 return
             yield token
-            if step == self._limit or len(session.tokens) == engine.context:
+            if step == self._limit or length + step - 1 == engine.context:
                 self.finish_reason = "length" if step == self._limit else "context"
                 return
             begin = time.perf_counter()
-            token = session.sample(session.decode(token), self._sampling, step)
+            session.decode(token)
+            token = session.sample(self._sampling, step)
             self.decode_seconds += time.perf_counter() - begin
 
     @property
@@ -172,7 +174,7 @@ class Chat:
         # at least one token is new, since its logits choose the next one
         limit = min(len(held), len(ids) - 1)
         common = next((i for i in range(limit) if held[i] != ids[i]), limit)
-        del held[common:]  # their pages are used again
+        self._session.truncate(common)
         generation = Generation(
             self._model, self._session, ids[common:], max_new_tokens, sampling, stop
         )

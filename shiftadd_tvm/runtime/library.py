@@ -1,7 +1,6 @@
-"""Load TVM's runtime and a compiled library, keeping torch and the compiler out of the process."""
+"""Where TVM's runtime is, and how Python loads tvm_ffi without torch."""
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import sys
@@ -10,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from shiftadd_tvm import cpu
-from shiftadd_tvm.errors import BadFileError, UnsupportedError
+from shiftadd_tvm.errors import UnsupportedError
 
 RUNTIME = "libtvm_runtime.so"
 OVERRIDE = "SHIFTADD_TVM_RUNTIME"  # a path to RUNTIME where the package tvm is not installed
 SPINS = "4000"  # yields of an idle thread before it sleeps: about two milliseconds
-CPU_DEVICE, POOLED = 1, 2  # DLPack's kDLCPU; TVM's pooled allocator
-
-_loaded: list[ctypes.CDLL] = []
 
 
 @contextlib.contextmanager
@@ -50,14 +46,6 @@ def configure_threads(threads: int | None) -> None:
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", SPINS)
 
 
-def load_runtime() -> Any:
-    """Load `RUNTIME` once, globally, and return tvm_ffi."""
-    ffi = import_ffi()
-    if not _loaded and "tvm" not in sys.modules:  # the compiler's process has it already
-        _loaded.append(ctypes.CDLL(str(find_runtime()), mode=ctypes.RTLD_GLOBAL))
-    return ffi
-
-
 def find_runtime() -> Path:
     """Return the path of TVM's runtime library; raise `UnsupportedError` where there is none."""
     override = os.environ.get(OVERRIDE)
@@ -71,15 +59,3 @@ def find_runtime() -> Path:
         f"TVM's runtime {RUNTIME} was not found in {candidates or 'any installed package'}; "
         f"install apache-tvm, or set {OVERRIDE} to its path."
     )
-
-
-def load_functions(library: Path) -> Any:
-    """Return the virtual machine of a compiled library, by whose names its functions are called."""
-    ffi = load_runtime()
-    try:
-        machine = ffi.load_module(str(library))["vm_load_executable"]()
-        machine["vm_initialization"](CPU_DEVICE, 0, POOLED)
-    except (RuntimeError, OSError, AttributeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise BadFileError(f"{library} cannot be loaded: {reason}.") from None
-    return machine

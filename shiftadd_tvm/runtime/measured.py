@@ -12,7 +12,7 @@ from shiftadd_tvm.artifact import Artifact
 from shiftadd_tvm.benchmark import memory
 from shiftadd_tvm.benchmark.turns import Fields, serve
 from shiftadd_tvm.errors import GateError
-from shiftadd_tvm.runtime.engine import Engine, Sampling, Session
+from shiftadd_tvm.runtime.engine import Engine, Sampling
 
 READINGS = ("read_memory", "read_memory_ahead")
 
@@ -28,14 +28,14 @@ class Measured:
         rng = np.random.default_rng(0)
         self._tokens = rng.integers(0, self._engine.vocabulary, self._engine.context).tolist()
         self._prompt = self._tokens[: request["prompt_tokens"]]
-        self._session = Session(self._engine)
+        self._session = self._engine.session()
         logits = self._session.prefill(self._prompt)
         if not np.isfinite(logits).all():
             raise GateError(f"{request['artifact']} computes NaN or Inf; its speed says nothing.")
-        self._logits = logits
+        self._length = len(self._prompt)
         words = memory.probe_words(request["probe_bytes"])
         views = memory.probe_views(words, self._shapes(), request["threads"])
-        self._views = {name: (self._engine.tensor(v), v.nbytes) for name, v in views.items()}
+        self._views = views
 
     def _shapes(self) -> dict[str, tuple[int, int]]:
         functions = self._engine.artifact.section("functions")
@@ -50,15 +50,15 @@ class Measured:
     def probe(self) -> dict[str, float]:
         """Return the bytes a second of each reading."""
         rates = {}
-        for name, (view, nbytes) in self._views.items():
+        for name, view in self._views.items():
             begin = time.perf_counter()
-            self._engine.call(name, view, parameters=False)
-            rates[name] = nbytes / (time.perf_counter() - begin)
+            self._engine.call(name, view)
+            rates[name] = view.nbytes / (time.perf_counter() - begin)
         return rates
 
     def prefill(self) -> float:
         """Return the seconds that the prompt takes, up to its last token's logits."""
-        session = Session(self._engine)
+        session = self._engine.session()
         begin = time.perf_counter()
         session.prefill(self._prompt)
         elapsed = time.perf_counter() - begin
@@ -69,16 +69,17 @@ class Measured:
         """Return the seconds of each of so many further tokens, without choosing them."""
         times = []
         for _ in range(tokens):
-            token = self._tokens[len(self._session.tokens)]
+            token = self._tokens[self._length]
             begin = time.perf_counter()
-            self._logits = self._session.decode(token)
+            self._session.decode(token)
+            self._length += 1
             times.append(time.perf_counter() - begin)
         return times
 
     def sample(self) -> float:
         """Return the seconds that it takes to choose a token greedily."""
         begin = time.perf_counter()
-        self._session.sample(self._logits, Sampling(), 0)
+        self._session.sample(Sampling(), 0)
         return time.perf_counter() - begin
 
 

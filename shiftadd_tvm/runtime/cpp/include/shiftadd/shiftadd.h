@@ -182,6 +182,9 @@ SHIFTADD_API shiftadd_status shiftadd_decode_batch(shiftadd_session* const* sess
 SHIFTADD_API shiftadd_status shiftadd_logits(shiftadd_session* session, const float** logits,
                                              size_t* vocabulary);
 
+/* The same as a tensor float32 [1, vocabulary] that stays as it is until the result is freed. */
+SHIFTADD_API shiftadd_status shiftadd_logits_result(shiftadd_session* session, shiftadd_result** result);
+
 typedef struct shiftadd_sampling {
   float temperature;        /* 0: the likeliest token */
   int32_t top_k;            /* 0: off */

@@ -1,0 +1,50 @@
+// The compiled functions of an artifact: TVM's virtual machine, with the parameters and a thread.
+#pragma once
+
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "artifact.h"
+#include "tvm.h"
+#include "worker.h"
+
+namespace shiftadd::internal {
+
+// A named argument of an exported function.
+struct Named {
+  std::string_view name;
+  const Object& tensor;
+};
+
+class Machine {
+ public:
+  // Open the library of `artifact` with so many threads that compute. Failure bad file or unsupported.
+  Machine(std::shared_ptr<Artifact> artifact, int threads);
+  ~Machine();
+
+  // Run something on the thread that makes all calls; only there may call() be called.
+  void run(const std::function<void()>& work) { worker_.run(work); }
+
+  // Call a function with arguments found by their names; the parameters are added where it takes them.
+  // Failure internal for what a kernel raises, bad file for an input that is not among `arguments`.
+  Object call(const Signature& function, const std::vector<Named>& arguments);
+
+  int threads() const { return threads_; }
+
+ private:
+  void open(int threads);
+  void bundle_parameters();
+
+  std::shared_ptr<Artifact> artifact_;
+  int threads_ = 0;
+  Object module_, machine_, parameters_;
+  std::map<std::string_view, Object> functions_;
+  Worker worker_;  // last, so that it ends first
+};
+
+// The module of a compiled library. Replaced where a program has its model linked in. TvmError.
+Object open_module(const Artifact& artifact);
+
+}  // namespace shiftadd::internal
