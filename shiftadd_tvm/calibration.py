@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from shiftadd_tvm import families
-from shiftadd_tvm.reference import Arguments, ReferenceModel, WeightSource, of_rows
+from shiftadd_tvm.reference import Arguments, ReferenceModel, WeightSource
 
 Array = np.ndarray
 
@@ -109,9 +109,10 @@ def _loss_gradient(reference: ReferenceModel, hidden: Tensor, windows: Array) ->
     for row, (state, target) in enumerate(zip(states.detach(), targets, strict=True)):
         for start in range(0, len(target), _HEAD_ROWS):
             part = slice(start, min(start + _HEAD_ROWS, len(target)))
-            likely = torch.softmax(reference.logits(state[part]), dim=1)
+            logits = reference.logits(state[part])
+            likely = torch.softmax(logits, dim=1)
             likely[torch.arange(len(likely)), target[part]] -= 1
-            gradient[row, part] = reference.unembed(likely)
+            gradient[row, part] = reference.unembed(likely, logits)
     states.backward(gradient)
     assert hidden.grad is not None
     return hidden.grad
@@ -122,7 +123,7 @@ def _block_gradient(
     block: str,
     entrance: Tensor,
     gradient: Tensor,
-    arguments: Arguments,
+    arguments: dict[str, Arguments],
     linears: dict[str, int],
     energies: dict[str, float],
 ) -> Tensor:
@@ -138,13 +139,13 @@ def _block_gradient(
     for path, size in linears.items():
         hook = lambda module, inputs, output, path=path, size=size: watch(path, size, output)
         hooks.append(reference.model.get_submodule(path).register_forward_hook(hook))
-    result = torch.empty_like(entrance)
+    result, heads = torch.empty_like(entrance), reference.heads
     with reference.loaded(block):
         for start in range(0, len(entrance), _ROWS):
-            part = slice(start, start + _ROWS)
+            part = slice(start, min(start + _ROWS, len(entrance)))
             x = entrance[part].detach().requires_grad_()
-            own = of_rows(arguments, len(entrance), part)
-            reference.run(block, x, own).backward(gradient[part])
+            own = arguments[block].of_rows(len(entrance), part, heads)
+            reference.run(block, x, {block: own}).backward(gradient[part])
             assert x.grad is not None
             result[part] = x.grad
     for handle in hooks:

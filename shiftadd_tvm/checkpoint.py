@@ -15,6 +15,7 @@ from pathlib import Path
 
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.errors import BadFileError, UsageError
+from shiftadd_tvm.family_checkpoint import of_family
 from shiftadd_tvm.hf_checkpoint import HfCheckpoint, refuse_pickle
 from shiftadd_tvm.integer_checkpoint import METHODS, IntegerCheckpoint
 
@@ -52,7 +53,7 @@ def _open_hf(found: HfCheckpoint) -> Checkpoint:
     """Return what reads the weights as floats, by the method in their config.json."""
     quantization = found.config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    return IntegerCheckpoint(found) if method in METHODS else found
+    return of_family(IntegerCheckpoint(found) if method in METHODS else found)
 
 
 def _open_gguf(path: Path, config: Path | None) -> Checkpoint:

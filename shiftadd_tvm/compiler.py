@@ -290,6 +290,7 @@ def looked_up(model: PackedModel, found: list[parameters.Parameter]) -> list[str
     decoder = model.decoder
     names = () if decoder.tied_embeddings else ("weight", "weight_scale")
     wanted = {f"{decoder.embedding}.{name}" for name in names}
+    wanted.add(f"{decoder.position_embedding}.weight")
     return [parameter.name for parameter in found if parameter.name in wanted]
 
 

@@ -24,7 +24,7 @@ from shiftadd_tvm.coded_modules import CodedLinear, Rotated, codes_of
 from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.packed import PackedModel
 from shiftadd_tvm.powers import decode_terms
-from shiftadd_tvm.reference import Arguments, ReferenceModel
+from shiftadd_tvm.reference import Arguments, ReferenceModel, soft_cap, uncapped
 from shiftadd_tvm.tensorfile import TensorFile, write_tensors
 
 Array = np.ndarray
@@ -33,7 +33,7 @@ RATE = 2e-3  # of the logarithms, at its peak
 BETAS = (0.9, 0.95)
 WARM_UP = 4  # steps
 SKIP = 2  # of so many neighbouring tokens one counts in a step: neighbours say nearly the same
-_HEAD_ROWS = 256  # whose logits exist together
+_HEAD_ROWS, _HEAD_LOGITS = 256, 1 << 25  # rows and logits that exist together, at most
 _TINY = 1e-12
 _SAVE_EVERY = 10  # steps
 
@@ -76,16 +76,21 @@ class Adam:
             parameter.grad = None
 
 
-def divergence(student: Tensor, teacher: Tensor, head: Tensor) -> tuple[float, Tensor]:
-    """Return the mean KL of states (n, hidden) against the original's, and its gradient."""
+def divergence(
+    student: Tensor, teacher: Tensor, head: Tensor, cap: float = 0.0
+) -> tuple[float, Tensor]:
+    """Return the mean KL of states (n, hidden) against the original's, and its gradient; `cap` is
+    the soft cap of logits, 0 for none."""
     gradient, total = torch.empty_like(student), 0.0
-    for start in range(0, len(student), _HEAD_ROWS):
-        part = slice(start, start + _HEAD_ROWS)
-        found = torch.log_softmax(student[part] @ head.T, 1)
-        wanted = torch.log_softmax(teacher[part] @ head.T, 1)
+    step = min(_HEAD_ROWS, max(1, _HEAD_LOGITS // len(head)))
+    for start in range(0, len(student), step):
+        part = slice(start, start + step)
+        logits = soft_cap(student[part] @ head.T, cap)
+        found = torch.log_softmax(logits, 1)
+        wanted = torch.log_softmax(soft_cap(teacher[part] @ head.T, cap), 1)
         likely = wanted.exp()
         total += float((likely * (wanted - found)).sum())
-        gradient[part] = found.exp_().sub_(likely) @ head
+        gradient[part] = uncapped(found.exp_().sub_(likely), logits, cap) @ head
     return total / len(student), gradient / len(student)
 
 
@@ -111,9 +116,8 @@ class Student:
             self._replace(group)
         for block in self._decoder.blocks():
             self._reference.load(block)
-        self._reference.load(self._decoder.final_norm)
         self.vectors = self._find_vectors()
-        self.head = self._reference.head()
+        self.head, self.cap = self._reference.head(), packed.decoder.logit_cap
 
     def _replace(self, group: tuple[str, ...]) -> None:
         """Put coded modules in the place of the linears of `group`."""
@@ -140,7 +144,8 @@ class Student:
 
     def _find_vectors(self) -> dict[str, Tensor]:
         """Return every one-dimensional tensor of the blocks and the last norm, by its name."""
-        blocks = tuple(f"{path}." for path in (*self._decoder.blocks(), self._decoder.final_norm))
+        outer = [self._decoder.final_norm] if self._decoder.final_norm else []
+        blocks = tuple(f"{path}." for path in (*self._decoder.blocks(), *outer))
         shapes = self._decoder.tensor_shapes()
         names = [n for n, shape in shapes.items() if len(shape) == 1 and n.startswith(blocks)]
         return {name: self._reference.model.get_parameter(name) for name in names}
@@ -212,7 +217,8 @@ def _accumulate(student: Student, windows: Array, teacher: Tensor, first: int) -
     wanted = teacher[:, first::SKIP]
     found = states.detach()[:, first::SKIP]
     hidden = found.shape[-1]
-    loss, slope = divergence(found.reshape(-1, hidden), wanted.reshape(-1, hidden), student.head)
+    flat = found.reshape(-1, hidden), wanted.reshape(-1, hidden)
+    loss, slope = divergence(*flat, student.head, student.cap)
     gradient = torch.zeros_like(states)
     gradient[:, first::SKIP] = slope.reshape(found.shape)
     states.backward(gradient)

@@ -12,16 +12,19 @@ rows (`LOGIT_ROWS` for logits). The cache's inputs and shapes are those of `ops/
 target: what depends on one stands in the shapes of the parameters.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import relax, tirx
 from tvm.ir import IRModule
 
 from shiftadd_tvm import layers
+from shiftadd_tvm.attention_layers import Cache, Layer
 from shiftadd_tvm.compile_settings import BATCHES
-from shiftadd_tvm.ops import elementwise, read_memory
+from shiftadd_tvm.decoder_model import Mlp, Rope
+from shiftadd_tvm.ops import read_memory
 from shiftadd_tvm.packed import PackedModel
-from shiftadd_tvm.parameters import Parameter
+from shiftadd_tvm.parameters import Parameter, rope_names
 
 CHUNK = 256  # rows of a prefill call at most: bounds the planned memory
 LOGIT_ROWS = 32
@@ -73,7 +76,6 @@ class _DecoderGraph:
     ) -> None:
         decoder = model.decoder
         self._b, self._decoder = b, decoder
-        self._heads = layers.Heads(decoder.heads, decoder.kv_heads, decoder.head_dim)
         self._groups, self._activations = groups, activations
         self._scaled = model.dtype(f"{decoder.embedding}.weight") == "I8"
         self._head = decoder.embedding if decoder.tied_embeddings else decoder.head
@@ -82,7 +84,7 @@ class _DecoderGraph:
         n = tirx.Var("n", "int64")
         ids = relax.Var("ids", relax.TensorType((n,), "int32"))
         with self._b.function("embed", [ids], CHUNK) as result:
-            result(self._embedded(ids))
+            result(self._embedded(ids, many=True))
 
     def prefill(self) -> None:
         n = tirx.Var("n", "int64")
@@ -101,7 +103,7 @@ class _DecoderGraph:
         ids = relax.Var("ids", relax.TensorType((batch,), "int32"))
         cache = self._cache(batch, sequence=False)
         with self._b.function(f"decode_b{batch}", [ids, *cache.inputs()]) as result:
-            x = self._blocks(self._embedded(ids), cache, batch, many=False)
+            x = self._blocks(self._embedded(ids, many=False), cache, batch, many=False)
             result(self._logits(x, many=False))
 
     def sample(self, rows: int) -> None:
@@ -118,32 +120,93 @@ class _DecoderGraph:
         with self._b.function("sample", operands, rows, parameters=False) as result:
             result(layers.sampled(self._b, logits, inputs, n, vocabulary))
 
-    def _cache(self, sequences: int, sequence: bool) -> layers.Cache:
-        return layers.Cache(self._b, self._heads, self._decoder.layers, sequences, sequence)
-
-    def _embedded(self, ids: Any) -> Any:
+    def _cache(self, sequences: int, sequence: bool) -> Cache:
         decoder = self._decoder
-        return layers.embedding(self._b, ids, decoder.embedding, decoder.hidden, self._scaled)
+        epsilon = decoder.norm.epsilon
+        return Cache(self._b, decoder.attention, epsilon, decoder.layers, sequences, sequence)
+
+    def _embedded(self, ids: Any, many: bool) -> Any:
+        b, decoder = self._b, self._decoder
+        x = layers.embedding(b, ids, decoder.embedding, decoder.width, self._scaled)
+        x = layers.scaled(b, x, decoder.embedding_scale)
+        if decoder.project_in:
+            x = layers.stored(b, x, decoder.project_in, decoder.hidden, many)
+        return self._norm(x, decoder.embedding_norm)
 
     def _logits(self, x: Any, many: bool) -> Any:
-        outputs = self._decoder.vocabulary
-        return layers.head(self._b, x, self._head, outputs, self._scaled, many)
-
-    def _blocks(self, x: Any, cache: layers.Cache, rows: Any, many: bool) -> Any:
         b, decoder = self._b, self._decoder
-        angles = cache.angles(rows)
-        for layer, block in enumerate(decoder.blocks()):
-            y = layers.norm(b, x, f"{block}.input_layernorm", decoder.norm_epsilon)
-            q, k, v = self._linears(y, f"{block}.self_attn.q_proj", many)
-            y = cache.attend(layer, q, k, v, angles, rows)
-            (y,) = self._linears(y, f"{block}.self_attn.o_proj", many)
-            x = b.op("add", (), elementwise.add, x, y.tensor)
-            y = layers.norm(b, x, f"{block}.post_attention_layernorm", decoder.norm_epsilon)
-            gate, up = self._linears(y, f"{block}.mlp.gate_proj", many)
-            y = layers.gated(b, gate, up)
-            (y,) = self._linears(y, f"{block}.mlp.down_proj", many)
-            x = b.op("add", (), elementwise.add, x, y.tensor)
-        return layers.norm(b, x, decoder.final_norm, decoder.norm_epsilon)
+        if decoder.project_out:
+            x = layers.stored(b, x, decoder.project_out, decoder.width, many)
+        y = layers.head(b, x, self._head, decoder.vocabulary, self._scaled, many)
+        return layers.soft_capped(b, y, decoder.logit_cap)
+
+    def _norm(self, x: Any, name: str) -> Any:
+        return layers.norm(self._b, x, name, self._decoder.norm) if name else x
+
+    def _blocks(self, x: Any, cache: Cache, rows: Any, many: bool) -> Any:
+        decoder = self._decoder
+        run = _Pass(cache, rows, many, {}, None)
+        names = rope_names(decoder)
+        if decoder.position_embedding or names:
+            run.positions = cache.positions(rows)
+        if decoder.position_embedding:
+            offset = decoder.position_offset
+            x = layers.positioned(self._b, x, run.positions, decoder.position_embedding, offset)
+        for rope, name in names.items():
+            run.angles[rope] = cache.angles(run.positions, rope, name)
+        for layer in range(decoder.layers):
+            x = self._block(x, layer, run)
+        return self._norm(x, decoder.final_norm)
+
+    def _block(self, x: Any, layer: int, run: "_Pass") -> Any:
+        decoder, block = self._decoder, self._decoder.blocks()[layer]
+        attention, mlp = decoder.attention_norms, decoder.mlp_norms
+        path = lambda name: name and f"{block}.{name}"
+        normed = self._norm(x, path(attention.before))
+        y = self._norm(self._attended(normed, layer, run), path(attention.branch))
+        if decoder.parallel:
+            same = mlp.before == attention.before
+            z = normed if same else self._norm(x, path(mlp.before))
+            z = self._norm(self._mlp(z, block, run.many), path(mlp.branch))
+            return layers.add(self._b, layers.add(self._b, z, y), x)
+        x = self._norm(layers.add(self._b, x, y), path(attention.after))
+        z = self._mlp(self._norm(x, path(mlp.before)), block, run.many)
+        z = self._norm(z, path(mlp.branch))
+        return self._norm(layers.add(self._b, x, z), path(mlp.after))
+
+    def _attended(self, x: Any, layer: int, run: "_Pass") -> Any:
+        decoder, block = self._decoder, self._decoder.blocks()[layer]
+        kind, rope = decoder.attention, decoder.rope(layer)
+        parts = self._linears(x, f"{block}.{kind.inputs[0].path}", run.many)
+        own = Layer(layer, decoder.window(layer), block)
+        y = run.cache.attend(own, parts, run.angles[rope] if rope else None, run.rows)
+        (y,) = self._linears(y, f"{block}.{kind.output.path}", run.many)
+        return y.tensor
+
+    def _mlp(self, x: Any, block: str, many: bool) -> Any:
+        mlp = self._decoder.mlp
+        assert isinstance(mlp, Mlp)
+        parts = self._linears(x, f"{block}.{mlp.inputs[0].path}", many)
+        if len(parts) == 1 and mlp.gated:  # gate and up are one projection
+            whole, size = parts[0], mlp.intermediate
+            parts = [layers.Columns(whole.tensor, whole.start + i * size, size) for i in range(2)]
+        if mlp.gated:
+            y = layers.gated(self._b, mlp.activation, *parts)
+        else:
+            y = layers.activated(self._b, mlp.activation, *parts)
+        (y,) = self._linears(y, f"{block}.{mlp.output.path}", many)
+        return y.tensor
 
     def _linears(self, x: Any, leader: str, many: bool) -> list[layers.Columns]:
         return layers.linears(self._b, x, self._groups[leader], self._activations, many)
+
+
+@dataclass
+class _Pass:
+    """What the blocks of one function share."""
+
+    cache: Cache
+    rows: Any
+    many: bool
+    angles: dict[Rope, Any]
+    positions: Any

@@ -1,4 +1,4 @@
-"""Layers as Relax: how operators are put together into binary-coded linears, attention and blocks.
+"""Layers as Relax: how operators are put together into binary-coded linears and what is around them.
 
 A layer emits calls into the function that its `Builder` has open. Every operator becomes a function
 of its own, marked with `ops.OP`. Layers know neither families nor files nor targets: names of
@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import relax, tirx
+from tvm import relax
 
+from shiftadd_tvm.decoder_model import Norm
 from shiftadd_tvm.ops import (
     OP,
-    attend,
-    attention,
+    activation,
     dense,
     elementwise,
     gemm,
@@ -71,15 +71,6 @@ class Columns:
 
     tensor: Expr
     start: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The sizes of grouped-query attention."""
-
-    queries: int
-    keys: int
     size: int
 
 
@@ -230,81 +221,56 @@ def head(b: Builder, x: Expr, name: str, outputs: int, scaled: bool, many: bool)
     return b.op(op, (outputs,), compute, x, b.parameter(f"{name}.weight"), *scale)
 
 
-def gated(b: Builder, gate: Columns, up: Columns) -> Expr:
-    """Return silu(gate) · up (n, F)."""
+def stored(b: Builder, x: Expr, name: str, outputs: int, many: bool) -> Expr:
+    """Return x (n, K) times a matrix (outputs, K) that is stored in floats, no head."""
+    return head(b, x, name, outputs, False, many)
+
+
+def gated(b: Builder, function: str, gate: Columns, up: Columns) -> Expr:
+    """Return function(gate) · up (n, F), by a name of `ops/activation.py`."""
     layout = (gate.size, gate.start, up.start)
-    compute = lambda g, u: elementwise.silu_mul(g, u, *layout)
-    return b.op("silu_mul", layout, compute, gate.tensor, up.tensor)
+    compute = lambda g, u: activation.activate_mul(g, u, function, *layout)
+    return b.op("activate_mul", (function, *layout), compute, gate.tensor, up.tensor)
 
 
-def norm(b: Builder, x: Expr, name: str, epsilon: float) -> Expr:
-    """Return the RMS-normalized rows of x (n, hidden)."""
-    compute = lambda v, weight: elementwise.rms_norm(v, weight, epsilon)
-    return b.op("rms_norm", (epsilon,), compute, x, b.parameter(f"{name}.weight"))
+def activated(b: Builder, function: str, x: Columns) -> Expr:
+    """Return function(x) (n, F), by a name of `ops/activation.py`."""
+    compute = lambda v: activation.activate(v, function, x.size, x.start)
+    return b.op("activate", (function, x.size, x.start), compute, x.tensor)
 
 
-class Cache:
-    """The key/value cache inside one function: pages as inputs, updated in place layer by layer."""
+def norm(b: Builder, x: Expr, name: str, kind: Norm) -> Expr:
+    """Return the normalized rows of x (n, hidden); gains are stored with their offset."""
+    weight, epsilon = b.parameter(f"{name}.weight"), kind.epsilon
+    if kind.kind == "rms":
+        compute = lambda v, weight: elementwise.rms_norm(v, weight, epsilon)
+        return b.op("rms_norm", (epsilon,), compute, x, weight)
+    shifted = lambda v, weight, bias: elementwise.layer_norm(v, weight, bias, epsilon)
+    return b.op("layer_norm", (epsilon,), shifted, x, weight, b.parameter(f"{name}.bias"))
 
-    def __init__(
-        self, b: Builder, heads: Heads, layers: int, sequences: int, sequence: bool
-    ) -> None:
-        """`sequence`: all rows belong to one sequence (prefill); else row i is sequence i."""
-        pages, width = tirx.Var("pages", "int64"), tirx.Var("width", "int64")
-        page, size = attention.PAGE, heads.size
-        self._b, self._heads, self._sequence = b, heads, sequence
-        self._keys_type = relax.TensorType((layers, pages, heads.keys, size, page), "float32")
-        self._values_type = relax.TensorType((layers, pages, heads.keys, page, size), "float32")
-        self.keys = relax.Var("keys", self._keys_type)
-        self.values = relax.Var("values", self._values_type)
-        self.table = relax.Var("block_table", relax.TensorType((sequences, width), "int32"))
-        self.length = relax.Var("length", relax.TensorType((sequences,), "int32"))
 
-    def inputs(self) -> list[Expr]:
-        """Return the function inputs that make up the cache."""
-        return [self.keys, self.values, self.table, self.length]
+def add(b: Builder, x: Expr, y: Expr) -> Expr:
+    """Return x + y (n, hidden)."""
+    return b.op("add", (), elementwise.add, x, y)
 
-    def angles(self, rows: Expr) -> Expr:
-        """Return the rotary angles (n, 2, D/2) of this call's `rows` tokens."""
-        kind = self._sequence
-        function = self._b.tir(("positions", kind), lambda: attention.positions(kind))
-        out = relax.TensorType((rows,), "int32")
-        positions = self._b.blocks.emit(relax.call_tir(function, [self.length], out))
-        frequencies = self._b.parameter("rope.frequencies")
-        return self._b.op("rope_angles", (), elementwise.rope_angles, positions, frequencies)
 
-    def _rotated(self, x: Columns, angles: Expr, heads: int) -> Expr:
-        compute = lambda v, a: elementwise.rope(v, a, heads, x.start)
-        return self._b.op("rope", (heads, x.start), compute, x.tensor, angles)
+def scaled(b: Builder, x: Expr, factor: float) -> Expr:
+    """Return factor · x (n, hidden)."""
+    return (
+        x if factor == 1.0 else b.op("scale", (factor,), lambda v: elementwise.scale(v, factor), x)
+    )
 
-    def attend(
-        self, layer: int, q: Columns, k: Columns, v: Columns, angles: Expr, rows: Expr
-    ) -> Expr:
-        """Append k, v (n, keys D) to `layer` and return the attention (n, queries D) of q."""
-        b, heads, kind = self._b, self._heads, self._sequence
-        queries = self._rotated(q, angles, heads.queries)
-        new_keys = self._rotated(k, angles, heads.keys)
-        layout = (int(v.tensor.ty.shape.values[1]), v.start)
-        append = b.tir(
-            ("append", kind, *layout),
-            lambda: attention.append(heads.keys, heads.size, kind, *layout),
-        )
-        index = tirx.const(layer, "int64")
-        written = b.blocks.emit(
-            relax.call_tir_inplace(
-                append,
-                [self.keys, self.values, new_keys, v.tensor, self.table, self.length, index],
-                inplace_indices=[0, 1],
-                out_ty=[self._keys_type, self._values_type],
-            )
-        )
-        self.keys = b.blocks.emit(relax.TupleGetItem(written, 0))
-        self.values = b.blocks.emit(relax.TupleGetItem(written, 1))
-        make = lambda: attend.attend(heads.queries, heads.keys, heads.size, kind)
-        function = b.tir(("attend", kind), make)
-        out = relax.TensorType((rows, heads.queries * heads.size), "float32")
-        operands = [queries, self.keys, self.values, self.table, self.length, index]
-        return b.blocks.emit(relax.call_tir(function, operands, out))
+
+def soft_capped(b: Builder, x: Expr, cap: float) -> Expr:
+    """Return cap · tanh(x / cap) (n, N), or x where there is no cap."""
+    return b.op("soft_cap", (cap,), lambda v: activation.soft_cap(v, cap), x) if cap else x
+
+
+def positioned(b: Builder, x: Expr, positions: Expr, name: str, offset: int) -> Expr:
+    """Return x (n, hidden) plus the learned embedding of positions (n,)."""
+    compute = lambda v, p, table: elementwise.add_positions(v, p, table, offset)
+    table = b.parameter(f"{name}.weight")
+    return b.op("add_positions", (offset,), compute, x, positions, table)
 
 
 SAMPLING = {  # input of `sample` beside the logits -> (dtype, whether it has a row of tokens)

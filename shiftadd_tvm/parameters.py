@@ -7,12 +7,12 @@ but their numbers are stacked, one below the other, under the name of the first.
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from shiftadd_tvm.bcq import BCQWeight, SeparableScales
-from shiftadd_tvm.families import Decoder
+from shiftadd_tvm.decoder_model import Decoder, Rope
 from shiftadd_tvm.layers import Group, Linear
 from shiftadd_tvm.ops import dense, elementwise, lut, lut_group
 from shiftadd_tvm.ops import planes as order
@@ -82,32 +82,50 @@ def parameters(
     """Return every parameter, in the order in which hosts pass them, for vectors of `lanes` float32
     numbers and `groups` of row blocks of `rows`."""
     decoder = model.decoder
-    found = [_frequencies(decoder)]
+    found = [_frequencies(decoder, rope, name) for rope, name in rope_names(decoder).items()]
     for name in _stored_matrices(decoder):
         found += _stored(model, name, lanes)
+    norms = {f"{name}.weight" for name in decoder.norm_names()}
+    vectors = norms | {f"{name}.bias" for name in decoder.norm_names()}
+    if decoder.position_embedding:
+        vectors.add(f"{decoder.position_embedding}.weight")
     for name in model.names():
-        if name.endswith("norm.weight"):
-            found.append(_copied(model, name))
+        if name in vectors:
+            found.append(_copied(model, name, decoder.norm.offset if name in norms else 0.0))
     for group in groups.values():
         found += _group(model, group, rows)
     return found
 
 
 def _stored_matrices(decoder: Decoder) -> list[str]:
-    return [decoder.embedding] if decoder.tied_embeddings else [decoder.embedding, decoder.head]
+    head = [] if decoder.tied_embeddings else [decoder.head]
+    return [decoder.embedding, *head, *decoder.dense()]
 
 
-def _frequencies(decoder: Decoder) -> Parameter:
-    scaling = asdict(decoder.rope)
-    theta, kind = scaling.pop("theta"), scaling.pop("kind")
-    used = {"default": {}, "linear": {"factor": scaling["factor"]}, "llama3": scaling}[kind]
-    values = elementwise.rope_frequencies(decoder.head_dim, theta, used)
-    return Parameter("rope.frequencies", values.shape, "float32", lambda: values)
+def rope_names(decoder: Decoder) -> dict[Rope, str]:
+    """Return the names of the frequencies of each rotary embedding that a layer has."""
+    found = dict.fromkeys(rope for rope in decoder.ropes if rope is not None)
+    names = ["rope.frequencies", *(f"rope.frequencies.{index}" for index in range(1, len(found)))]
+    return dict(zip(found, names, strict=False))
 
 
-def _copied(model: PackedModel, name: str) -> Parameter:
+def _frequencies(decoder: Decoder, rope: Rope, name: str) -> Parameter:
+    used: dict[str, object] = {}
+    if rope.kind == "linear":
+        used = {"factor": rope.factor}
+    elif rope.kind == "factors":
+        used = {"factors": rope.factors}
+    elif rope.kind == "llama3":
+        fields = ("factor", "low_frequency_factor", "high_frequency_factor", "original_positions")
+        used = {field: getattr(rope, field) for field in fields}
+    values = elementwise.rope_frequencies(rope.dims or decoder.head_dim, rope.theta, used)
+    return Parameter(name, values.shape, "float32", lambda: values)
+
+
+def _copied(model: PackedModel, name: str, offset: float) -> Parameter:
+    """Return a vector or table in float32; `offset` is what gains have beside what is stored."""
     shape = tuple(model.raw(name).shape)
-    return Parameter(name, shape, "float32", lambda: model.read(name))
+    return Parameter(name, shape, "float32", lambda: model.read(name) + np.float32(offset))
 
 
 def _stored(model: PackedModel, name: str, lanes: int) -> list[Parameter]:

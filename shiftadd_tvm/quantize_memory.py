@@ -4,7 +4,7 @@ import math
 
 from shiftadd_tvm import cpu
 from shiftadd_tvm.errors import UsageError
-from shiftadd_tvm.families import Decoder
+from shiftadd_tvm.decoder_model import Decoder
 from shiftadd_tvm.settings import QuantizeSettings
 
 BASE = 600_000_000  # Python with torch
@@ -22,9 +22,9 @@ PER_ACTIVATION = 4 * 3  # kept for the way back, with what is computed from it
 def peak(decoder: Decoder, settings: QuantizeSettings) -> int:
     """Return the bytes that quantizing `decoder` needs at most, about."""
     shapes = decoder.linear_shapes()
-    groups = [[shapes[name] for name in group.linears] for group in decoder.groups]
+    groups = [[(p.outputs, p.inputs) for p in group] for group in decoder.groups]
     layer = max(sum(math.prod(shape) for shape in group) for group in groups)
-    head = decoder.vocabulary * decoder.hidden
+    head = decoder.vocabulary * decoder.width
     plain = max(layer * PER_WEIGHT, head * PER_HEAD_WEIGHT)
     if not settings.calibrated:
         return BASE + plain
@@ -54,7 +54,7 @@ def check(decoder: Decoder, settings: QuantizeSettings, limit: float | None = No
 
 def _tuning(decoder: Decoder, states: int) -> int:
     weights = decoder.layers * sum(math.prod(s) for s in decoder.linear_shapes().values())
-    head = decoder.vocabulary * decoder.hidden
+    head = decoder.vocabulary * decoder.width
     widths = sum(rows + columns for rows, columns in decoder.linear_shapes().values())
     activations = decoder.layers * WINDOW * widths * PER_ACTIVATION
     return weights * PER_TUNED_WEIGHT + head * PER_HEAD_WEIGHT + activations + states

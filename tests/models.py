@@ -21,19 +21,24 @@ def tiny_config(**overrides: object) -> dict[str, object]:
 
 def tiny_tensors(config: dict[str, object], seed: int = 0) -> dict[str, np.ndarray]:
     """Return random float32 weights by their Hugging Face names."""
-    rng = np.random.default_rng(seed)
+    rng, decoder = np.random.default_rng(seed), families.read_config(config)
+    gains = {f"{name}.weight" for name in decoder.norm_names()}
     tensors = {}
-    for name, shape in families.read_config(config).tensor_shapes().items():
+    for name, shape in decoder.tensor_shapes().items():
         values = rng.standard_normal(shape) * STD
-        tensors[name] = (1 + values / 2 if "norm" in name else values).astype(np.float32)
+        if name in gains:
+            values = 1 - decoder.norm.offset + values / 2
+        tensors[name] = values.astype(np.float32)
     return tensors
 
 
 def write_checkpoint(
     folder: Path, config: dict[str, object], tensors: dict[str, np.ndarray], dtype: str = "F32"
 ) -> Path:
-    """Write config.json and model.safetensors; return `folder`."""
+    """Write config.json and model.safetensors, linears as Hugging Face stores them; return `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    turned = families.read_config(config).transposed()
+    tensors = {name: value.T if name in turned else value for name, value in tensors.items()}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     entries = [(name, dtype, from_float32(value, dtype)) for name, value in sorted(tensors.items())]
     write_tensors(folder / "model.safetensors", entries, {"format": "pt"})

@@ -7,7 +7,8 @@ from shiftadd_tvm.backend import Backend
 
 OPS = (
     *("shift", "hadamard", "lut_float_build"),
-    *("rms_norm", "silu_mul", "add", "rope", "rope_angles", "embed"),
+    *("rms_norm", "layer_norm", "head_norm", "activate", "activate_mul", "soft_cap"),
+    *("add", "scale", "add_positions", "rope", "rope_angles", "take_heads", "embed"),
 )
 
 

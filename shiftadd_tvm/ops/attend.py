@@ -21,9 +21,9 @@ from tvm.script import tirx as T
 from shiftadd_tvm.ops import OP
 from shiftadd_tvm.ops.attention import PAGE, rows_of
 from shiftadd_tvm.ops.elementwise import exp
+from shiftadd_tvm.ops.scores import LOWEST, Scores, adjustment, reference_scores
 from shiftadd_tvm.ops.shift import Array
 
-LOWEST = -3.0e38  # below every score, and finite: exp of a difference stays defined
 RUN = 4  # pages that are softened together
 TOKENS = 16  # of a unit of prefill
 TILE = 4  # rows at most that score a page together: their sums fill the registers
@@ -128,7 +128,7 @@ def _gather(head_dim: int):
     return gather
 
 
-def _run(group: int, head_dim: int, tile: int):
+def _run(heads: int, group: int, head_dim: int, tile: int, rules: Scores):
     """Return the step of `attend`: `tile` rows, from `first` on, over a run of pages.
 
     What it updates of the rows' state: peak (rows,), the largest score; weight (rows, PAGE), the sum
@@ -136,6 +136,7 @@ def _run(group: int, head_dim: int, tile: int):
     """
     parts = _divisor(head_dim, max(TILE // tile, 1))
     score, gather = _score(head_dim, tile, parts), _gather(head_dim)
+    adjust = adjustment(rules, heads, group, RUN)
 
     @T.inline
     def run(
@@ -156,6 +157,7 @@ def _run(group: int, head_dim: int, tile: int):
         for u in T.serial(tile):
             row = T.bind(first + u)
             seen[0] = T.min(position + row // group + 1 - page * PAGE, pages * PAGE)
+            adjust(scores, slots, position + row // group - page * PAGE, h, row, u)
             _soften(scores, top, slots, seen, fresh, peak, weight, row, u)
             gather(*(total, scores, seen, fresh, values, table, s, layer, h, row, u, page, pages))
 
@@ -179,11 +181,12 @@ def _sum(fresh, weight, row):
         fresh[0] = fresh[0] + weight[row, j]
 
 
-def _prefill(heads: int, kv_heads: int, head_dim: int):
+def _prefill(heads: int, kv_heads: int, head_dim: int, rules: Scores):
     """Return `attend` of n tokens of one sequence."""
     group = heads // kv_heads
     rows, tile = TOKENS * group, _divisor(TOKENS * group, TILE)
-    run, scale = _run(group, head_dim, tile), 1.0 / math.sqrt(head_dim)
+    run, scale = _run(heads, group, head_dim, tile, rules), rules.scale
+    before = rules.first_page
     layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
     units = -(-n // TOKENS)
 
@@ -224,11 +227,12 @@ def _prefill(heads: int, kv_heads: int, head_dim: int):
                         scaled[r, d] = queries[
                             token, (h * group + r % group) * head_dim + d
                         ] * T.float32(scale)
-                for p in T.serial((end + RUN - 1) // RUN):
+                for p in T.serial((end - before(first) + RUN - 1) // RUN):
                     for t in T.serial((held * group + tile - 1) // tile):
                         run(
                             *(scaled, keys, values, table, 0, layer, h, total, peak, weight),
-                            *(t * tile, p * RUN, T.min(end - p * RUN, RUN), first),
+                            *(t * tile, before(first) + p * RUN),
+                            *(T.min(end - before(first) - p * RUN, RUN), first),
                         )
                 for r in T.serial(held * group):
                     _sum(fresh, weight, r)
@@ -241,20 +245,21 @@ def _prefill(heads: int, kv_heads: int, head_dim: int):
 
 
 @T.inline
-def _divide(size, length, n, rows):
-    """Set size[0] to the pages of the longest sequence, size[1] to those of a unit."""
+def _divide(size, length, n, rows, before):
+    """Set size[0] to the pages of the sequence that sees most, size[1] to those of a unit."""
     size[0] = 1
     for i in T.serial(n):
-        size[0] = T.max(size[0], length[i] // PAGE + 1)
+        size[0] = T.max(size[0], length[i] // PAGE + 1 - before(length[i]))
     most = T.bind(T.max(UNITS // T.Cast("int32", rows), 1))
     size[1] = T.max((size[0] + most - 1) // most, LEAST)
 
 
-def _decode(heads: int, kv_heads: int, head_dim: int):
+def _decode(heads: int, kv_heads: int, head_dim: int, rules: Scores):
     """Return `attend` of one token of each of n sequences."""
     group = heads // kv_heads
     tile = _divisor(group, TILE)
-    run, scale = _run(group, head_dim, tile), 1.0 / math.sqrt(head_dim)
+    run, scale = _run(heads, group, head_dim, tile, rules), rules.scale
+    before = rules.first_page
     layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
     room = n * kv_heads + UNITS
 
@@ -276,7 +281,7 @@ def _decode(heads: int, kv_heads: int, head_dim: int):
             sums = T.alloc_buffer((room, group), "float32")
             peaks = T.alloc_buffer((room, group), "float32")
             size = T.alloc_buffer((2,), "int32")
-            _divide(size, length, n, n * kv_heads)
+            _divide(size, length, n, n * kv_heads, before)
             each = T.bind(size[1])
             parts = T.bind((size[0] + each - 1) // each)
             for v in T.parallel(kv_heads * parts * T.Cast("int32", n)):
@@ -287,7 +292,7 @@ def _decode(heads: int, kv_heads: int, head_dim: int):
                 fresh = T.alloc_buffer((1,), "float32")
                 i = T.bind(v % T.Cast("int32", n))
                 h = T.bind(v // T.Cast("int32", n) // parts)
-                start = T.bind(v // T.Cast("int32", n) % parts * each)
+                start = T.bind(before(length[i]) + v // T.Cast("int32", n) % parts * each)
                 end = T.bind(T.min(start + each, length[i] // PAGE + 1))
                 _begin(peak, weight, total, group, head_dim)
                 for g in T.serial(group):
@@ -334,9 +339,11 @@ def _combine(found, sums, peaks, out, i, h, g, parts, n, group, head_dim):
 
 
 @functools.cache  # its inlined steps take half a second to parse
-def attend(heads: int, kv_heads: int, head_dim: int, sequence: bool):
-    """Return the TIR function (queries (n, heads D), keys, values, table, length, layer, out)."""
-    return (_prefill if sequence else _decode)(heads, kv_heads, head_dim)
+def attend(heads: int, kv_heads: int, head_dim: int, sequence: bool, rules: Scores | None = None):
+    """Return the TIR function (queries (n, heads D), keys, values, table, length, layer, out);
+    without `rules` scores are q · k / sqrt(D)."""
+    rules = rules or Scores(1.0 / math.sqrt(head_dim))
+    return (_prefill if sequence else _decode)(heads, kv_heads, head_dim, rules)
 
 
 def reference_attend(
@@ -347,16 +354,19 @@ def reference_attend(
     length: Array,
     layer: int,
     sequence: bool,
+    rules: Scores | None = None,
 ) -> Array:
-    """Return softmax(q k / sqrt(D)) v over each token's own past, float32 (n, heads D)."""
+    """Return softmax(scores) v over each token's own past, float32 (n, heads D)."""
     kv_heads, head_dim = keys.shape[2:4]
+    rules = rules or Scores(1.0 / math.sqrt(head_dim))
     out = np.empty_like(queries)
     for i, (row, position) in enumerate(rows_of(table, length, len(queries), sequence)):
         pages = row[: position // PAGE + 1]
         past_keys = keys[layer, pages].transpose(1, 0, 3, 2).reshape(kv_heads, -1, head_dim)
         past_values = values[layer, pages].transpose(1, 0, 2, 3).reshape(kv_heads, -1, head_dim)
         q = queries[i].reshape(kv_heads, -1, head_dim).astype(np.float64)
-        scores = q @ past_keys[:, : position + 1].transpose(0, 2, 1) / math.sqrt(head_dim)
+        products = q @ past_keys[:, : position + 1].transpose(0, 2, 1)
+        scores = reference_scores(products.reshape(-1, position + 1), rules).reshape(products.shape)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         out[i] = (weights @ past_values[:, : position + 1]).reshape(-1)

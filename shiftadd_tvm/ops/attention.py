@@ -14,6 +14,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from shiftadd_tvm.ops import OP
+from shiftadd_tvm.ops.heads import Layout
 from shiftadd_tvm.ops.shift import Array
 
 PAGE = 16  # positions a page holds
@@ -39,10 +40,11 @@ def positions(sequence: bool):
     return positions
 
 
-def append(kv_heads: int, head_dim: int, sequence: bool, columns: int = 0, start: int = 0):
+def append(layout: Layout, sequence: bool, columns: int = 0):
     """Return the TIR function (keys, values, new keys, new values, table, length, layer) that writes
-    this call's keys (n, kv_heads D) and values into the cache, in place; the values are kv_heads D
-    of `columns` (0: no more than those) columns, from `start` on."""
+    this call's keys (n, kv_heads D) and values into the cache, in place; the values lie as `layout`
+    says in `columns` columns (0: no more than theirs)."""
+    kv_heads, head_dim = layout.heads, layout.size
     columns = columns or kv_heads * head_dim
     one = 1 if sequence else 0
     layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
@@ -66,9 +68,7 @@ def append(kv_heads: int, head_dim: int, sequence: bool, columns: int = 0, start
                 position = T.bind(length[vi * (1 - one)] + T.Cast("int32", vi * one))
                 page = T.bind(table[vi * (1 - one), position // PAGE])
                 keys[layer, page, vh, vd, position % PAGE] = new_keys[vi, vh * head_dim + vd]
-                values[layer, page, vh, position % PAGE, vd] = new_values[
-                    vi, start + vh * head_dim + vd
-                ]
+                values[layer, page, vh, position % PAGE, vd] = new_values[vi, layout.column(vh, vd)]
 
     return append
 

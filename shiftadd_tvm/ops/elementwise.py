@@ -1,12 +1,15 @@
-"""The rest of a decoder block, which multiplies: norms, gated SiLU, residual sums, rotations."""
+"""The rest of a decoder block, which multiplies: norms, residual sums, positions, rotary angles."""
 
 import math
+from typing import Any
 
 import numpy as np
 from tvm import te, tirx
 from tvm.tirx import const
 
 from shiftadd_tvm.ops.shift import Array
+
+Scaling = dict[str, Any]  # the parameters of a kind of rotary scaling, by their names in `Rope`
 
 
 def rms_norm(values, weight, epsilon: float):
@@ -19,6 +22,23 @@ def rms_norm(values, weight, epsilon: float):
     return te.compute(
         (rows, hidden),
         lambda i, j: values[i, j] * (1 / te.sqrt(squares[i] * mean + eps)) * weight[j],
+        name="y",
+    )
+
+
+def layer_norm(values, weight, bias, epsilon: float):
+    """Return weight · (x - mean) / sqrt(variance + epsilon) + bias by row: values (n, H), weight and
+    bias (H,), float32."""
+    rows, hidden = values.shape[0], int(values.shape[1])
+    k, m = te.reduce_axis((0, hidden), "k"), te.reduce_axis((0, hidden), "m")
+    share, eps = const(1.0 / hidden, "float32"), const(epsilon, "float32")
+    sums = te.compute((rows,), lambda i: te.sum(values[i, k], axis=k), name="sums")
+    centred = lambda i, j: values[i, j] - sums[i] * share
+    square = lambda i: te.sum(centred(i, m) * centred(i, m), axis=m)
+    squares = te.compute((rows,), square, name="squares")
+    return te.compute(
+        (rows, hidden),
+        lambda i, j: centred(i, j) * (1 / te.sqrt(squares[i] * share + eps)) * weight[j] + bias[j],
         name="y",
     )
 
@@ -51,57 +71,49 @@ def exp(value):
     return tirx.reinterpret("float32", exponent) * fraction
 
 
-def silu_mul(gate, up, size: int, gate_start: int = 0, up_start: int = 0):
-    """Return gate · sigmoid(gate) · up elementwise, float32 (n, size), each from its first column."""
-    one = const(1.0, "float32")
-
-    def gated(i, j):
-        value = gate[i, j + gate_start]
-        return value / (one + exp(-value)) * up[i, j + up_start]
-
-    return te.compute((gate.shape[0], size), gated, name="y")
-
-
 def add(left, right):
     """Return left + right elementwise, float32 (n, H)."""
     return te.compute(left.shape, lambda i, j: left[i, j] + right[i, j], name="y")
 
 
-def rope_angles(positions, frequencies):
-    """Return cosines and sines, (n, 2, D/2), of positions (n,) int32 times frequencies (D/2,)."""
-    half = int(frequencies.shape[0])
+def scale(values, factor: float):
+    """Return factor · x elementwise, float32 (n, H)."""
+    number = const(factor, "float32")
+    return te.compute(values.shape, lambda i, j: values[i, j] * number, name="y")
+
+
+def add_positions(values, positions, table, offset: int):
+    """Return x + table[position + offset] by row: values (n, H), positions (n,) int32, table (P, H),
+    float32."""
+    row = lambda i, j: values[i, j] + table[positions[i] + offset, j]
+    return te.compute(values.shape, row, name="y")
+
+
+def rope_angles(positions, frequencies, factor: float = 1.0):
+    """Return `factor` times cosines and sines, (n, 2, D/2), of positions (n,) int32 times frequencies
+    (D/2,)."""
+    half, number = int(frequencies.shape[0]), const(factor, "float32")
 
     def angle(i, part, j):
         phase = positions[i].astype("float32") * frequencies[j]
-        return tirx.Select(part == 0, te.cos(phase), te.sin(phase))
+        turned = tirx.Select(part == 0, te.cos(phase), te.sin(phase))
+        return turned if factor == 1.0 else turned * number
 
     return te.compute((positions.shape[0], 2, half), angle, name="y")
 
 
-def rope(values, angles, heads: int, start: int = 0):
-    """Rotate each head's halves as Hugging Face does: heads D columns of values (n, ...) from
-    `start` on, angles (n, 2, D/2); return (n, heads D)."""
-    half = int(angles.shape[2])
-
-    def rotated(i, k):
-        head, d = k // (2 * half), k % (2 * half)
-        j, first = d % half, d < half
-        partner = head * (2 * half) + (d + half) % (2 * half)
-        sine = tirx.Select(first, -angles[i, 1, j], angles[i, 1, j])
-        return values[i, start + k] * angles[i, 0, j] + values[i, start + partner] * sine
-
-    return te.compute((values.shape[0], heads * 2 * half), rotated, name="y")
-
-
-def rope_frequencies(head_dim: int, theta: float, scaling: dict[str, float] | None = None) -> Array:
+def rope_frequencies(head_dim: int, theta: float, scaling: Scaling | None = None) -> Array:
     """Return the inverse frequencies (head_dim / 2,) float32 as transformers computes them.
 
-    `scaling` holds "factor" alone for linear scaling, or the four parameters of llama3's rule.
+    `scaling` holds "factor" alone for linear scaling, "factors" of each wavelength, or the four
+    parameters of llama3's rule.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = (1.0 / np.power(np.float32(theta), exponents)).astype(np.float32)
     if not scaling:
         return frequencies
+    if "factors" in scaling:
+        return (frequencies / np.asarray(scaling["factors"], np.float32)).astype(np.float32)
     if "original_positions" not in scaling:
         return (frequencies / scaling["factor"]).astype(np.float32)
     return _llama3_frequencies(frequencies, **scaling)
@@ -131,30 +143,35 @@ def reference_rms_norm(values: Array, weight: Array, epsilon: float) -> Array:
     return (values / np.sqrt(mean + epsilon) * weight).astype(np.float32)
 
 
-def reference_silu_mul(gate: Array, up: Array) -> Array:
-    """Return `silu_mul`."""
-    return (gate / (1 + np.exp(-gate.astype(np.float64))) * up).astype(np.float32)
+def reference_layer_norm(values: Array, weight: Array, bias: Array, epsilon: float) -> Array:
+    """Return `layer_norm` of values (n, H)."""
+    x = values.astype(np.float64)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    return (centred / np.sqrt(variance + epsilon) * weight + bias).astype(np.float32)
 
 
-def reference_rope_angles(positions: Array, frequencies: Array) -> Array:
+def reference_scale(values: Array, factor: float) -> Array:
+    """Return `scale`."""
+    return values * np.float32(factor)
+
+
+def reference_add_positions(values: Array, positions: Array, table: Array, offset: int) -> Array:
+    """Return `add_positions`."""
+    return values + table[positions + offset]
+
+
+def reference_rope_angles(positions: Array, frequencies: Array, factor: float = 1.0) -> Array:
     """Return `rope_angles`."""
     phase = positions.astype(np.float32)[:, None] * frequencies
-    return np.stack([np.cos(phase), np.sin(phase)], axis=1)
-
-
-def reference_rope(values: Array, angles: Array) -> Array:
-    """Return `rope` of values (n, heads D)."""
-    half = angles.shape[2]
-    x = values.reshape(len(values), -1, 2, half)
-    cosine, sine = angles[:, None, 0], angles[:, None, 1]
-    rotated = [x[:, :, 0] * cosine - x[:, :, 1] * sine, x[:, :, 1] * cosine + x[:, :, 0] * sine]
-    return np.stack(rotated, axis=2).reshape(values.shape).astype(np.float32)
+    return np.stack([np.cos(phase), np.sin(phase)], axis=1) * np.float32(factor)
 
 
 REFERENCES = {
     "rms_norm": reference_rms_norm,
-    "silu_mul": reference_silu_mul,
+    "layer_norm": reference_layer_norm,
     "add": np.add,
+    "scale": reference_scale,
+    "add_positions": reference_add_positions,
     "rope_angles": reference_rope_angles,
-    "rope": reference_rope,
 }
