@@ -169,7 +169,7 @@ class Student:
             hidden = checkpoint(run, hidden, use_reentrant=False) if index % 3 else run(hidden)
         return self._reference.leave(hidden)
 
-    def _run(self, block: str, hidden: Tensor, arguments: Arguments) -> Tensor:
+    def _run(self, block: str, hidden: Tensor, arguments: dict[str, Arguments]) -> Tensor:
         try:
             return self._reference.run(block, hidden, arguments)
         finally:  # a repeated run is broken off by an exception when all is known

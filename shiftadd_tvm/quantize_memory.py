@@ -3,8 +3,8 @@
 import math
 
 from shiftadd_tvm import cpu
-from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.decoder_model import Decoder
+from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.settings import QuantizeSettings
 
 BASE = 600_000_000  # Python with torch

@@ -65,6 +65,27 @@ def _build(root: Path) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def quick_parsing() -> Iterator[None]:
+    """Find TVMScript's parser by the globals of the frames alone.
+
+    TVM gathers the source lines of every frame of the stack for each inlined step, which under pytest,
+    with torch loaded, takes most of the time of compiling.
+    """
+    from tvm.script.parser.core.parser import ScriptMacro
+
+    def find(macro: ScriptMacro) -> object:
+        frame = sys._getframe(1)
+        while (parser := frame.f_globals.get(ScriptMacro.parser_object_name)) is None:
+            assert frame.f_back is not None, "an inlined step outside of a function"
+            frame = frame.f_back
+        return parser
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptMacro, "_find_parser_def", find)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep the user's tuning logs out of the tests, and the tests' out of the user's cache."""
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

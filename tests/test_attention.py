@@ -6,6 +6,8 @@ import pytest
 
 from shiftadd_tvm.ops import attend, attention
 from shiftadd_tvm.ops.attention import PAGE
+from shiftadd_tvm.ops.heads import Layout
+from shiftadd_tvm.ops.scores import Scores
 
 pytestmark = pytest.mark.skipif(not kernels.PRESETS, reason="no preset runs on this machine")
 
@@ -48,7 +50,9 @@ def test_append_writes_its_slots_and_nothing_else(sizes: tuple[int, int], sequen
     new = [rng.standard_normal((n, kv_heads * head_dim)).astype(np.float32) for _ in range(2)]
     found = cache(rng, table.size, kv_heads, head_dim)
     expected = [array.copy() for array in found]
-    kernels.run_tir(attention.append(kv_heads, head_dim, sequence), *found, *new, table, length, 1)
+    kernels.run_tir(
+        attention.append(Layout(kv_heads, head_dim), sequence), *found, *new, table, length, 1
+    )
     attention.reference_append(*expected, *new, table, length, 1, sequence)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -64,7 +68,7 @@ def test_append_takes_values_out_of_a_stack(sequence: bool) -> None:
     stacked = rng.standard_normal((n, start + width + 3)).astype(np.float32)
     found = cache(rng, table.size, kv_heads, head_dim)
     expected = [array.copy() for array in found]
-    function = attention.append(kv_heads, head_dim, sequence, stacked.shape[1], start)
+    function = attention.append(Layout(kv_heads, head_dim, start), sequence, stacked.shape[1])
     kernels.run_tir(function, *found, new_keys, stacked, table, length, 1)
     values = stacked[:, start : start + width]
     attention.reference_append(*expected, new_keys, values, table, length, 1, sequence)
@@ -87,6 +91,32 @@ def test_attend_equals_reference(heads: tuple[int, int, int], sequence: bool) ->
     kernels.run_tir(function, queries, keys, values, table, length, 1, found)
     expected = attend.reference_attend(queries, keys, values, table, length, 1, sequence)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+RULES = {
+    "window of a page and more": Scores(0.3, window=21),
+    "window of a position": Scores(0.3, window=1),
+    "soft cap": Scores(0.5, cap=4.0),
+    "ALiBi": Scores(0.3, alibi=True),
+    "everything": Scores(0.2, window=40, cap=9.0, alibi=True),
+}
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize("name", RULES)
+def test_attend_by_other_rules(name: str, sequence: bool) -> None:
+    heads, kv_heads, head_dim = 6, 3, 10  # ALiBi's slopes of heads beyond a power of two
+    rng, rules = np.random.default_rng(1), RULES[name]
+    length = np.array([110] if sequence else [0, 15, 16, 47, 150], np.int32)
+    n = 50 if sequence else 5
+    table = block_table(rng, len(length), 10)
+    keys, values = cache(rng, table.size, kv_heads, head_dim)
+    queries = rng.standard_normal((n, heads * head_dim)).astype(np.float32) * 3
+    found = np.empty_like(queries)
+    function = attend.attend(heads, kv_heads, head_dim, sequence, rules)
+    kernels.run_tir(function, queries, keys, values, table, length, 1, found)
+    expected = attend.reference_attend(queries, keys, values, table, length, 1, sequence, rules)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_attend_ignores_what_lies_past_each_token() -> None:

@@ -95,7 +95,9 @@ class Machine:
     def step(self, token: int, position: int) -> np.ndarray:
         """Return the logits (vocabulary,) of the token at `position`."""
         ids, length = (_tensor(np.array([value], np.int32)) for value in (token, position))
-        logits: np.ndarray = self._machine["decode_b1"](ids, *self._cache, length, self._bundle).numpy()
+        logits: np.ndarray = self._machine["decode_b1"](
+            ids, *self._cache, length, self._bundle
+        ).numpy()
         return logits[0]
 
     def prefill(self, ids: np.ndarray, start: int) -> np.ndarray:

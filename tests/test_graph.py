@@ -24,7 +24,7 @@ from shiftadd_tvm.quantization import quantize
 from shiftadd_tvm.settings import QuantizeSettings
 
 PRESET = "x86-avx2"  # reading its modules needs no such processor
-REST = {"embed", "dense", "rms_norm", "silu_mul", "add"}
+REST = {"embed", "dense", "rms_norm", "activate_mul", "add"}
 ATTENTION = {"rope", "rope_angles", "positions", "append", "attend"}
 DECODES = [f"decode_b{batch}" for batch in graph.BATCHES]
 # The virtual machine's own calls: memory, shapes and checks, no arithmetic.

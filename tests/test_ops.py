@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from shiftadd_tvm import backend, bcq, ops
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.ops import (
+    activation,
     dense,
     elementwise,
     gemm,
     hadamard,
+    heads,
     lut,
     lut_block,
     lut_float,
@@ -307,15 +309,89 @@ def beside(s: Shape, rng: np.random.Generator, *parts: np.ndarray) -> tuple[np.n
     return np.concatenate(columns, axis=1), [int(start) for start in starts]
 
 
-def case_silu_mul(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+def function_of(s: Shape) -> str:
+    return sorted(activation.FUNCTIONS)[(s.seed + s.terms) % len(activation.FUNCTIONS)]
+
+
+def case_activate_mul(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     gate, up = rng.standard_normal((2, s.rows, s.inputs)).astype(np.float32) * 30
-    expected = elementwise.reference_silu_mul(gate, up)
+    name = function_of(s)
+    expected = activation.reference_activate_mul(gate, up, name)
     if s.bias:  # both in one tensor
         both, starts = beside(s, rng, up, gate)
-        compute = lambda g: elementwise.silu_mul(g, g, s.inputs, starts[1], starts[0])
+        compute = lambda g: activation.activate_mul(g, g, name, s.inputs, starts[1], starts[0])
         return Case(compute, [both], expected, tolerance=1e-5, symbolic=(0,))
-    compute = lambda g, u: elementwise.silu_mul(g, u, s.inputs)
+    compute = lambda g, u: activation.activate_mul(g, u, name, s.inputs)
     return Case(compute, [gate, up], expected, tolerance=1e-5, symbolic=(0, 1))
+
+
+def case_activate(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    x, name = rng.standard_normal((s.rows, s.inputs)).astype(np.float32) * 4, function_of(s)
+    stacked, (_, start) = beside(s, rng, x[:, ::2], x)
+    compute = lambda v: activation.activate(v, name, s.inputs, start)
+    expected = activation.reference_activate(x, name)
+    return Case(compute, [stacked], expected, tolerance=2e-6, symbolic=(0,))
+
+
+def case_soft_cap(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    x = rng.standard_normal((s.rows, s.inputs)).astype(np.float32) * 40
+    compute = lambda v: activation.soft_cap(v, 30.0)
+    expected = activation.reference_soft_cap(x, 30.0)
+    return Case(compute, [x], expected, tolerance=2e-5, symbolic=(0,))
+
+
+def case_layer_norm(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    x, w, b = rng.standard_normal((3, s.rows, s.inputs)).astype(np.float32)
+    return Case(
+        lambda v, weight, bias: elementwise.layer_norm(v, weight, bias, 1e-5),
+        [x + 2, w[0], b[0]],
+        elementwise.reference_layer_norm(x + 2, w[0], b[0], 1e-5),
+        tolerance=1e-4,
+        symbolic=(0,),
+    )
+
+
+def case_scale(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    x = rng.standard_normal((s.rows, s.inputs)).astype(np.float32)
+    compute = lambda v: elementwise.scale(v, 25.3)
+    return Case(compute, [x], elementwise.reference_scale(x, 25.3), symbolic=(0,))
+
+
+def case_add_positions(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    x = rng.standard_normal((s.rows, s.inputs)).astype(np.float32)
+    table = rng.standard_normal((s.outputs + 2, s.inputs)).astype(np.float32)
+    positions = rng.integers(0, s.outputs, s.rows).astype(np.int32)
+    compute = lambda v, p, t: elementwise.add_positions(v, p, t, 2)
+    expected = elementwise.reference_add_positions(x, positions, table, 2)
+    return Case(compute, [x, positions, table], expected, symbolic=(0, 1))
+
+
+def spread(s: Shape, size: int) -> heads.Layout:
+    """Return heads of a size among others: side by side, or in runs."""
+    count = s.bits * s.terms
+    run = 0 if s.bias else s.terms  # divides count
+    return heads.Layout(count, size, s.seed % 3, run, (s.terms + 2) * size if run else 0)
+
+
+def among(rng: np.random.Generator, s: Shape, layout: heads.Layout) -> np.ndarray:
+    columns = int(layout.columns().max()) + 1 + s.seed % 5
+    return rng.standard_normal((s.rows, columns)).astype(np.float32)
+
+
+def case_take_heads(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    layout = spread(s, s.inputs)
+    x = among(rng, s, layout)
+    compute = lambda v: heads.take_heads(v, layout)
+    return Case(compute, [x], heads.reference_take_heads(x, layout), symbolic=(0,))
+
+
+def case_head_norm(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    layout = spread(s, s.inputs)
+    width = s.inputs * (layout.heads if s.symbolic else 1)
+    x, w = among(rng, s, layout), rng.standard_normal(width).astype(np.float32)
+    compute = lambda v, weight: heads.head_norm(v, weight, 1e-5, layout)
+    expected = heads.reference_head_norm(x, w, 1e-5, layout)
+    return Case(compute, [x, w], expected, tolerance=1e-5, symbolic=(0,))
 
 
 def case_add(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
@@ -332,14 +408,13 @@ def case_rope_angles(s: Shape, rng: np.random.Generator, preset: Backend) -> Cas
 
 
 def case_rope(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
-    heads = s.bits
-    x = rng.standard_normal((s.rows, heads * 2 * s.inputs)).astype(np.float32)
+    layout = spread(s, 2 * s.inputs + 2 * (s.seed % 2))  # the last two numbers do not turn
+    x = among(rng, s, layout)
     angles = rng.standard_normal((s.rows, 2, s.inputs)).astype(np.float32)
-    stacked, (_, start, _) = beside(s, rng, x[:, ::2], x, x[:, ::3])
     return Case(
-        lambda v, a: elementwise.rope(v, a, heads, start),
-        [stacked, angles],
-        elementwise.reference_rope(x, angles),
+        lambda v, a: heads.rope(v, a, layout),
+        [x, angles],
+        heads.reference_rope(x, angles, layout),
         tolerance=1e-5,
         symbolic=(0, 1),
     )

@@ -185,8 +185,7 @@ def _prefill(heads: int, kv_heads: int, head_dim: int, rules: Scores):
     """Return `attend` of n tokens of one sequence."""
     group = heads // kv_heads
     rows, tile = TOKENS * group, _divisor(TOKENS * group, TILE)
-    run, scale = _run(heads, group, head_dim, tile, rules), rules.scale
-    before = rules.first_page
+    run, before, scale = _run(heads, group, head_dim, tile, rules), rules.first_page, rules.scale
     layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
     units = -(-n // TOKENS)
 
@@ -258,8 +257,7 @@ def _decode(heads: int, kv_heads: int, head_dim: int, rules: Scores):
     """Return `attend` of one token of each of n sequences."""
     group = heads // kv_heads
     tile = _divisor(group, TILE)
-    run, scale = _run(heads, group, head_dim, tile, rules), rules.scale
-    before = rules.first_page
+    run, before, scale = _run(heads, group, head_dim, tile, rules), rules.first_page, rules.scale
     layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
     room = n * kv_heads + UNITS
 
