@@ -46,6 +46,14 @@ class FamilyCheckpoint(Checkpoint):
         """Return the checkpoint's own hash."""
         return self._inner.source_hash()
 
+    def stored_as(self) -> str:
+        """Return how the checkpoint stores its weights."""
+        return self._inner.stored_as()
+
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes that the checkpoint holds a tensor in."""
+        return self._inner.stored_bytes(self._stored[name])
+
     def _shape(self, name: str) -> tuple[int, ...]:
         shape = self._inner._shape(self._stored[name])
         return shape[::-1] if name in self._transposed else shape
