@@ -11,7 +11,7 @@ Fields = dict[str, object]
 
 
 def inspect(path: str | Path, config: Path | None = None, ops: bool = False) -> Fields:
-    """Return `kind`, `version`, `effective_bits` and more; raises for what is none of ours.
+    """Return `kind`, `version`, `effective_bits` and more; raises for what is no model.
 
     `ops` adds what the kernels of an artifact do, by classes of instructions.
     """
@@ -31,7 +31,10 @@ def inspect(path: str | Path, config: Path | None = None, ops: bool = False) -> 
             f"{path} is neither an artifact (no manifest.json) nor a packed model or checkpoint "
             "(no config.json); name a folder or file of shiftadd-tvm or Hugging Face."
         )
-    return _checkpoint(path, config)
+    # only here: an artifact is inspected where nothing but the runtime is installed
+    sources = importlib.import_module("shiftadd_tvm.source_inspection")
+    fields: Fields = sources.inspect_source(path, config)
+    return fields
 
 
 def _artifact(artifact: Artifact) -> Fields:
@@ -83,23 +86,4 @@ def _packed(path: Path) -> Fields:
         "embedding_bits": stored["embedding_bits"],
         "calibration": stored["calibration"],
         "method": stored.get("method"),
-    }
-
-
-def _checkpoint(path: str | Path, config: Path | None) -> Fields:
-    checkpoint = importlib.import_module("shiftadd_tvm.checkpoint").open_checkpoint(path, config)
-    decoder = importlib.import_module("shiftadd_tvm.families").read_config(checkpoint.config)
-    bits = importlib.import_module("shiftadd_tvm.scoring").checkpoint_bits(checkpoint)
-    return {
-        "kind": "checkpoint",
-        "version": checkpoint.config.get("transformers_version"),
-        "model_type": checkpoint.config["model_type"],
-        "bits": bits,
-        "effective_bits": bits,
-        "layers": decoder.layers,
-        "hidden": decoder.hidden,
-        "vocabulary": decoder.vocabulary,
-        "context": decoder.positions,
-        "tensors": len(checkpoint.names()),
-        "total_bytes": sum(file.stat().st_size for file in checkpoint._files()),
     }

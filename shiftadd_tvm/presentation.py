@@ -1,10 +1,10 @@
 """How plans and results read: the texts of the command line, for people."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shiftadd_tvm.console import clock, size
 
@@ -117,7 +117,9 @@ def compile_summary(plan: "CompilePlan", report: "CompileReport") -> str:
         rows["verified"] = "no"
     else:
         rows["verified"] = f"largest error of a logit {report.verify['max_logit_error']:.2g}"
-    return f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {_after_compile(plan)}"
+    return (
+        f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {_after_compile(plan)}"
+    )
 
 
 def _after_compile(plan: "CompilePlan") -> str:
@@ -198,10 +200,39 @@ def listing(fields: Fields) -> str:
 
 
 def inspected(fields: Fields) -> str:
-    """Return what was found in a file or folder, and the table of its kernels where they were read."""
-    ops = fields.get("ops")
-    found = listing({name: value for name, value in fields.items() if name != "ops"})
-    return f"{found}\n{operations(ops)}" if isinstance(ops, dict) else found
+    """Return what was found in a file or folder; the table of its kernels, or what it would take."""
+    tables: dict[str, Callable[..., str]] = {
+        "ops": operations,
+        "packed": packed_sizes,
+        "quantizing": quantizing,
+    }
+    plain = {n: value for n, value in fields.items() if n not in tables and value is not None}
+    if "supported" in plain:
+        plain["supported"] = "yes" if plain["supported"] else "no"
+    return "\n".join(
+        [listing(plain), *(table(fields[n]) for n, table in tables.items() if n in fields)]
+    )
+
+
+def packed_sizes(rows: Sequence[Mapping[str, float]]) -> str:
+    """Return a line for each number of bits: the size of the packed model, and what it takes to run."""
+    lines = ["packed model, about:"]
+    for row in rows:
+        effective = f" ({row['effective_bits']:.2f} effective)" if "effective_bits" in row else ""
+        runs = f", {size(row['running_bytes'])} of memory to run" if "running_bytes" in row else ""
+        lines.append(f"  {row['bits']} bits{effective}: {size(row['bytes'])}{runs}")
+    return "\n".join(lines)
+
+
+def quantizing(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a line for each method or effort: memory and time."""
+    lines = ["to quantize it, about:"]
+    for row in rows:
+        name = (
+            "--method alternating" if row["method"] == "data-free" else f"--effort {row['method']}"
+        )
+        lines.append(f"  {name}: {size(row['memory_bytes'])} of memory, {clock(row['seconds'])}")
+    return "\n".join(lines)
 
 
 OPERATIONS = ("multiply", "add", "shift", "shuffle", "load")

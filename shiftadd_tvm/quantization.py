@@ -37,6 +37,7 @@ from shiftadd_tvm.packed import GOLDEN, PackedModel
 from shiftadd_tvm.packed_layout import Layout
 from shiftadd_tvm.packed_writer import Tensors
 from shiftadd_tvm.quantize_plan import make_layout
+from shiftadd_tvm.quantize_time import stage_work
 from shiftadd_tvm.resume import FinishedShards
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.stage_progress import Progress, StageProgress
@@ -317,20 +318,6 @@ def _text_digest(settings: QuantizeSettings) -> str | None:
         return None
     text = calibration_text.read_text(Path(settings.calibration_text))
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def stage_work(settings: QuantizeSettings) -> dict[str, float]:
-    """Return the stages and their relative work, as measured on a small model on two cores."""
-    if not settings.calibrated:
-        return {"code": 1.0, "end": 0.0}
-    amounts = settings.amounts
-    return {
-        "measure": amounts.tokens / 1000,
-        "allocate": (8.0 if amounts.one_width else 25.0) if settings.allocates else 0.0,
-        "code": 8.0 * (amounts.rounds + 1),
-        "tune": 1.2 * amounts.steps,
-        "end": 0.0,
-    }
 
 
 def _pieces(shape: tuple[int, ...]) -> list[slice]:

@@ -1,8 +1,8 @@
 """What `quantize` would make of a checkpoint: its shapes checked whole, bits and sizes, no work."""
 
 import dataclasses
-import logging
 import math
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from shiftadd_tvm import families, packed_config
@@ -10,12 +10,12 @@ from shiftadd_tvm.bcq import MAX_BITS
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.errors import BadFileError, UnsupportedError, UsageError
+from shiftadd_tvm.families import Decoder
 from shiftadd_tvm.packed_layout import Layout
 from shiftadd_tvm.settings import QuantizeSettings
 
-BENIGN = ("rotary_emb.inv_freq",)  # tensors of old checkpoints that nothing needs
-
-_log = logging.getLogger(__name__)
+# tensors of old checkpoints that nothing needs: tables that follow from the config, causal masks
+BENIGN = (".rotary_emb.inv_freq", ".attn.bias", ".attention.bias", ".masked_bias")
 
 
 def plan(source: str | Path | Checkpoint, settings: QuantizeSettings) -> dict[str, object]:
@@ -63,6 +63,15 @@ def bits_within(checkpoint: Checkpoint, settings: QuantizeSettings, size: int) -
 
 def make_layout(checkpoint: Checkpoint, settings: QuantizeSettings) -> Layout:
     """Return the layout to be written, the checkpoint's tensors found as its config says."""
+    return packed_config.make_layout(check_tensors(checkpoint), settings)
+
+
+def check_tensors(checkpoint: Checkpoint) -> Decoder:
+    """Return the decoder that a checkpoint's config describes, if its tensors are that model's.
+
+    Raises `BadFileError` for what is missing or of another shape, `UnsupportedError` for a model that
+    is not supported, or only in part: a tensor that nothing would read is part of another model.
+    """
     if "quantization_config" in checkpoint.config:
         found = checkpoint.config["quantization_config"]
         method = found.get("quant_method") if isinstance(found, dict) else found
@@ -72,6 +81,13 @@ def make_layout(checkpoint: Checkpoint, settings: QuantizeSettings) -> Layout:
         )
     decoder = families.read_config(checkpoint.config, checkpoint.path)
     expected = decoder.tensor_shapes()
+    extra = [name for name in checkpoint.names() if not _known(checkpoint, decoder, name, expected)]
+    if extra:
+        raise UnsupportedError(
+            f"{checkpoint.path}: tensor {extra[0]}{_and_more(extra)} is not part of a "
+            f"{checkpoint.config['model_type']} model as shiftadd-tvm knows it, so the model would "
+            "compute something else without it; use a checkpoint of the plain model."
+        )
     for name, shape in expected.items():
         found_shape = checkpoint.shape(name)  # raises where the tensor is missing
         if found_shape != shape:
@@ -79,7 +95,14 @@ def make_layout(checkpoint: Checkpoint, settings: QuantizeSettings) -> Layout:
                 f"{checkpoint.path}: tensor {name} has shape {list(found_shape)}, expected "
                 f"{list(shape)} by its config.json; use the config.json of this checkpoint."
             )
-    extra = [n for n in checkpoint.names() if n not in expected and not n.endswith(BENIGN)]
-    if extra:
-        _log.warning("%d tensors are not of this model and left out: %s", len(extra), extra[:5])
-    return packed_config.make_layout(decoder, settings)
+    return decoder
+
+
+def _known(checkpoint: Checkpoint, decoder: Decoder, name: str, expected: Container[str]) -> bool:
+    if name in expected or name.endswith(BENIGN):
+        return True
+    return decoder.tied_embeddings and name == f"{decoder.head}.weight"  # a copy of the embedding
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

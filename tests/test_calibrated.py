@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import save_tiny
 
-from shiftadd_tvm import calibrated, families, quantization
+from shiftadd_tvm import calibrated, families, quantize_time
 from shiftadd_tvm.calibrated import Calibrated
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.dequantized import DequantizedModel
@@ -159,7 +159,7 @@ def test_settings_that_cannot_be_used(fields: dict[str, object], sentence: str) 
 
 
 def test_stages_have_work() -> None:
-    work = quantization.stage_work(SETTINGS)
+    work = quantize_time.stage_work(SETTINGS)
     assert set(work) == {"measure", "allocate", "code", "tune", "end"} and work["tune"] > 0
     assert calibrated.widths(2.2) == [1, 2, 3, 4] and calibrated.widths(4) == [3, 4]
     assert calibrated.widths(1) == [1, 2] and calibrated.widths(3) == [2, 3, 4]

@@ -230,19 +230,17 @@ def test_a_foreign_tokenizer_is_refused(tmp_path: Path) -> None:
         quantize(source, tmp_path / "out", settings)
 
 
-def test_extra_tensors_are_left_out_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_tensors_of_another_model_stop_before_work(tmp_path: Path) -> None:
     tensors = tiny_tensors(tiny_config())
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(12, np.float32)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]  # tied, and stored all the same
     source = write_checkpoint(tmp_path / "tiny", tiny_config(), tensors)
     plan(source, SETTINGS)
-    assert not caplog.records
     tensors["model.layers.0.mlp.experts.weight"] = np.ones((3, 3), np.float32)
     write_checkpoint(source, tiny_config(), tensors)
-    quantize(source, tmp_path / "out", QuantizeSettings(rounds=0))
-    assert "model.layers.0.mlp.experts.weight" in caplog.text
-    assert "model.layers.0.mlp.experts.weight" not in open_packed(tmp_path / "out").names()
+    with pytest.raises(UnsupportedError, match="experts.weight is not part of a llama model"):
+        quantize(source, tmp_path / "out", QuantizeSettings(rounds=0))
+    assert not (tmp_path / "out.partial").exists()
 
 
 @pytest.mark.parametrize("scale_format", ["row-group", "column-wise", "block-wise"])

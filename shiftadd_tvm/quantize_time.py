@@ -1,0 +1,34 @@
+"""How long `quantize` takes, about: the work of its stages, measured on a small model on two cores."""
+
+from shiftadd_tvm import cpu
+from shiftadd_tvm.settings import QuantizeSettings
+
+# What `stage_work` was measured on: the weights of SmolLM2-135M's linears, and processors.
+MEASURED_WEIGHTS, MEASURED_CORES = 106_168_320, 2
+DATA_FREE_RATE = 3e6  # weights a second, by one core: examples/big_model.py
+
+
+def stage_work(settings: QuantizeSettings) -> dict[str, float]:
+    """Return the stages and their relative work, about seconds on what they were measured on."""
+    if not settings.calibrated:
+        return {"code": 1.0, "end": 0.0}
+    amounts = settings.amounts
+    return {
+        "measure": amounts.tokens / 1000,
+        "allocate": (8.0 if amounts.one_width else 25.0) if settings.allocates else 0.0,
+        "code": 8.0 * (amounts.rounds + 1),
+        "tune": 1.2 * amounts.steps,
+        "end": 0.0,
+    }
+
+
+def seconds(settings: QuantizeSettings, weights: int) -> float:
+    """Return about how long so many weights of linears take on this machine, in seconds.
+
+    It knows the number of cores, not their speed: the plan that `quantize` makes while it runs does.
+    """
+    if not settings.calibrated:
+        return weights / DATA_FREE_RATE
+    cores = min(cpu.cores(), 2 * MEASURED_CORES)  # more help little
+    work = sum(stage_work(settings).values())
+    return work * weights / MEASURED_WEIGHTS * MEASURED_CORES / cores
