@@ -91,7 +91,7 @@ clean: ## remove what make made, apart from .venv and the cache
 
 .venv/.installed-dev: .venv/bin/pip $(PACKAGING)
 	@echo "installing shiftadd-tvm and its test tools into .venv (about 400 MB the first time)"
-	@$(INSTALL) '.[gguf,inspect,dev]'
+	@$(INSTALL) '.[eval,gguf,inspect,dev]'
 	@touch .venv/.installed $@
 
 # llama-cpp-python is built from source; where that fails, the bench names what is missing and goes on.
