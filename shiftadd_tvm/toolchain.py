@@ -55,14 +55,24 @@ def find_linker(machine: str) -> Linker:
     if found := shutil.which(f"{machine}-linux-gnu-g++"):
         return Linker((found,))
     if importlib.util.find_spec(ZIG):
-        target = f"{machine}-linux-gnu.{GLIBC}"
-        return Linker((sys.executable, "-m", ZIG, "cc", "-target", target, "-lm"))
+        return Linker((*zig(machine, "cc"), "-lm"))
     raise UnsupportedError(
         f"No linker for {machine} was found on this {cpu.machine()} machine to link model.so: expected "
         f"{machine}-linux-gnu-g++ on the PATH or the Python package {ZIG}; install one of them "
         f"(pip install 'shiftadd-tvm[arm]', or Debian: apt-get install "
         f"g++-{machine.replace('_', '-')}-linux-gnu)."
     )
+
+
+def find_compiler(machine: str) -> tuple[str, ...]:
+    """Return the C++ compiler that goes with `find_linker`, which also links what it compiled."""
+    command = find_linker(machine).command
+    return zig(machine, "c++") if ZIG in command else command
+
+
+def zig(machine: str, tool: str) -> tuple[str, ...]:
+    """Return zig's C or C++ compiler for another machine; it brings that machine's libraries."""
+    return (sys.executable, "-m", ZIG, tool, "-target", f"{machine}-linux-gnu.{GLIBC}")
 
 
 def _native() -> Linker:
