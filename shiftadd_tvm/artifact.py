@@ -156,7 +156,9 @@ class Artifact:
                 self._check_hash(name, expected)
 
     def _recorded(self, name: str) -> tuple[int, str]:
-        record = self.section("files")[name]
+        return self._digest(name, self.section("files")[name])
+
+    def _digest(self, name: str, record: object) -> tuple[int, str]:
         fields = record if isinstance(record, dict) else {}
         size, digest = fields.get("bytes"), fields.get("sha256")
         if type(size) is not int or not isinstance(digest, str):
@@ -173,7 +175,25 @@ class Artifact:
         names = list(self.section("files"))
         for name in names:
             self._check_hash(name, self._recorded(name)[1])
-        return len(names)
+        return len(names) + self._check_bundle()
+
+    def bundle(self) -> Json | None:
+        """Return what the manifest says of a bundle, or None: its kind, what is embedded, its files."""
+        return self.section("bundle") if "bundle" in self.manifest else None
+
+    def _check_bundle(self) -> int:
+        """Hash what a bundle adds for programs in C and C++, in subfolders; return how many files."""
+        files = (self.bundle() or {}).get("files", {})
+        if not isinstance(files, dict):
+            raise self._bad("bundle.files is not an object")
+        for name, record in files.items():
+            parts = Path(name).parts
+            if Path(name).is_absolute() or ".." in parts or len(parts) < 2:
+                raise self._bad(f"bundle.files names {name}, expected a path below a subfolder")
+            if not (self.path / name).is_file():
+                raise self._bad(f"{name} is missing")
+            self._check_hash(name, self._digest(name, record)[1])
+        return len(files)
 
     def check_machine(self) -> None:
         """Raise `UnsupportedError` when this machine lacks what the kernels need."""

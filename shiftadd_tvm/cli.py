@@ -30,6 +30,7 @@ PROGRAM = "shiftadd-tvm"
 INTERRUPTED = 130
 CLICK_ERROR: Any = typer.BadParameter.mro()[2]  # ClickException, click's or typer's own copy
 STAGES = 5  # of a compilation that is verified
+PACKAGING = 2  # more, of one that makes a bundle or a single library
 
 app = typer.Typer(
     help="Turn language models into shifts, look-ups and adds, compiled by Apache TVM.\n\n"
@@ -68,6 +69,9 @@ def compile(
     verify: Annotated[
         bool, typer.Option(help="Compare the artifact with the packed model before publishing.")
     ] = True,
+    bundle: options.Bundle = False,
+    single_library: options.SingleLibrary = False,
+    embed_parameters: options.EmbedParameters = False,
     tuning_log: options.TuningLog = None,
     dump_ir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the module after each phase there.")
@@ -101,13 +105,16 @@ def compile(
             verify=verify,
             dump_ir=dump_ir,
             tuning_log=tuning_log,
+            package=options.package(bundle, single_library),
+            embed_parameters=embed_parameters,
         )
     console.table("plan", presentation.compile_plan(source, plan))
     if plan.quantize is not None:
         note = presentation.resumable(plan.packed)
         with leaving(note), console.progress("quantizing") as progress:
             workflow.run_quantize(plan.quantize, progress=progress)
-    count = STAGES if verify and plan.backend.runs_here() else STAGES - 1
+    count = STAGES - (not verify or not plan.backend.runs_here())
+    count += PACKAGING if plan.settings.package else 0
     note = "no artifact was written"
     with leaving(note), console.stages("compiling", count) as stage:
         report = workflow.run_compile(plan, force=force, progress=stage)

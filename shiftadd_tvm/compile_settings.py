@@ -6,6 +6,7 @@ from pathlib import Path
 from shiftadd_tvm.artifact import ACTIVATIONS
 from shiftadd_tvm.errors import UsageError
 
+PACKAGES = ("bundle", "single-library")
 BATCHES = (1, 2, 4)  # sequences that one decode function takes
 
 
@@ -19,6 +20,8 @@ class CompileSettings:
     verify: bool = True
     dump_ir: Path | None = None
     tuning_log: Path | None = None  # looked up before the user's cache and the shipped logs
+    package: str | None = None  # one of PACKAGES: made ready to be embedded
+    embed_parameters: bool = False  # into the single library
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model."""
@@ -30,6 +33,14 @@ class CompileSettings:
         if self.activations not in ACTIVATIONS:
             raise UsageError(
                 f"--activations is {self.activations}, expected one of {', '.join(ACTIVATIONS)}."
+            )
+
+        if self.package not in (None, *PACKAGES):
+            raise UsageError(f"The package is {self.package}, expected one of {', '.join(PACKAGES)}.")
+        if self.embed_parameters and self.package != PACKAGES[1]:
+            raise UsageError(
+                "--embed-parameters links the parameters into a single library; add --single-library, "
+                "or leave it out."
             )
 
     @property

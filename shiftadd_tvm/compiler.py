@@ -25,6 +25,7 @@ from shiftadd_tvm.files import canonical_json, sha256, staged
 from shiftadd_tvm.ops import OP, lut_float
 from shiftadd_tvm.ops.attention import PAGE
 from shiftadd_tvm.packed import GOLDEN, PackedModel
+from shiftadd_tvm.sdk import packaging
 from shiftadd_tvm.tensorfile import ALIGNMENT, Source, stream_tensors
 from shiftadd_tvm.toolchain import Linker, find_linker
 from shiftadd_tvm.tuning.log import lookup_rows, open_logs
@@ -46,6 +47,7 @@ class CompileReport:
     parameter_bytes: int
     verify: dict[str, object] | None
     seconds: float
+    package: dict[str, object] | None = None  # its kind, and its bytes beside parameters and tokenizer
 
 
 def compile_model(
@@ -67,13 +69,19 @@ def compile_model(
     linker = find_linker(backend.machine)  # before the work that it would waste
     context = check_context(model.decoder.positions, settings.context)
     logs = open_logs(backend.name, settings.tuning_log)
-    with staged(output, artifact.MANIFEST, force=force) as folder:
+    if settings.package:
+        progress("preparing libraries")
+        packaging.prepare(settings.package, backend.machine)
+    with (
+        tempfile.TemporaryDirectory() as kept,
+        staged(output, artifact.MANIFEST, force=force) as folder,
+    ):
         progress("building the graph")
         module, found = relax_module(model, backend, settings.activations, settings.batches)
         signatures, held = _signatures(module), held_as(module, settings.activations)
         progress("compiling kernels")
         executable, kernels = pipeline.build(module, backend, settings.dump_ir, logs)
-        _link(executable, folder / artifact.LIBRARY, linker)
+        _link(executable, folder / artifact.LIBRARY, linker, Path(kept))
         progress("packing parameters")
         stream_tensors(folder / artifact.PARAMETERS, [_source(p, model) for p in found])
         _copy_files(model, folder)
@@ -82,6 +90,9 @@ def compile_model(
             model, backend, settings, held, limits, found, signatures, kernels, version
         )
         manifest["files"] = _files(folder)
+        if settings.package:
+            progress("packaging")
+            manifest |= _package(folder, manifest, backend, settings, Path(kept))
         result = _gate(folder, manifest, backend, settings, progress)
         progress("publishing")
     report = CompileReport(
@@ -91,6 +102,7 @@ def compile_model(
         parameter_bytes=(output / artifact.PARAMETERS).stat().st_size,
         verify=result,
         seconds=time.perf_counter() - started,
+        package=packaging.summary(output, manifest) if settings.package else None,
     )
     return report
 
@@ -136,14 +148,35 @@ def _reserve(folder: Path) -> None:
         os.posix_fallocate(probe.fileno(), 0, LINK_ROOM)
 
 
-def _link(executable: relax.VMExecutable, path: Path, linker: Linker) -> None:
+def _link(executable: relax.VMExecutable, path: Path, linker: Linker, kept: Path) -> None:
+    """Write the library at `path`, and what it was linked from into the folder `kept`."""
     for folder in (path.parent, Path(tempfile.gettempdir())):
         _reserve(folder)
 
     def link(output: str, objects: list[str], options: Any = None) -> None:
         linker.link(Path(output), objects)
+        for item in objects:
+            shutil.copyfile(item, kept / Path(item).name)
 
     executable.export_library(str(path), fcompile=link)
+
+
+def _package(
+    folder: Path,
+    manifest: dict[str, object],
+    backend: Backend,
+    settings: CompileSettings,
+    kernels: Path,
+) -> dict[str, object]:
+    assert settings.package is not None
+    return packaging.package(
+        folder,
+        manifest,
+        settings.package,
+        sorted(kernels.iterdir()),
+        embed=settings.embed_parameters,
+        verified=settings.verify and backend.runs_here(),
+    )
 
 
 def _source(parameter: parameters.Parameter, model: PackedModel) -> Source:
@@ -230,6 +263,8 @@ def _manifest(
         "command": (
             f"compile --target {backend.name} --context {limits['context']} "
             f"--sequences {settings.sequences} --activations {settings.activations}"
+            f"{' --' + settings.package if settings.package else ''}"
+            f"{' --embed-parameters' if settings.embed_parameters else ''}"
         ),
         "target": {
             "preset": backend.name,

@@ -58,6 +58,20 @@ def _artifact(artifact: Artifact) -> Fields:
         "functions": sorted(artifact.section("functions")),
         "verified": manifest.get("verified"),
         "producer": manifest.get("producer"),
+        **_bundle(artifact),
+    }
+
+
+def _bundle(artifact: Artifact) -> Fields:
+    """Return what a bundle adds to an artifact, in fields of its own."""
+    bundle = artifact.bundle()
+    if bundle is None:
+        return {}
+    files = bundle.get("files")
+    return {
+        "bundle": bundle.get("kind"),
+        "bundle_files": sorted(files) if isinstance(files, dict) else [],
+        "embedded": bundle.get("embedded"),
     }
 
 

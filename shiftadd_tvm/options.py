@@ -42,6 +42,16 @@ def parse_whole_bits(text: str) -> int:
     return int(value)
 
 
+def package(bundle: bool, single_library: bool) -> str | None:
+    """Return what an artifact is packaged as, for `CompileSettings`."""
+    if bundle and single_library:
+        raise UsageError(
+            "--bundle and --single-library were both given; a single library is a bundle already, "
+            "choose one."
+        )
+    return "bundle" if bundle else "single-library" if single_library else None
+
+
 Source = Annotated[
     str,
     typer.Argument(
@@ -109,6 +119,18 @@ TuningLog = Annotated[
     typer.Option(
         "--tuning-log", metavar="DIR", help="A tuning log, read before those in cache and package."
     ),
+]
+Bundle = Annotated[
+    bool,
+    typer.Option("--bundle", help="Add libraries, headers, CMake and pkg-config files for C and C++."),
+]
+SingleLibrary = Annotated[
+    bool,
+    typer.Option("--single-library", help="The same, with everything in model.so; and an archive."),
+]
+EmbedParameters = Annotated[
+    bool,
+    typer.Option("--embed-parameters", help="Link the parameters into the single library too."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output of this verb.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the result.")]

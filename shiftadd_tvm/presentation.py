@@ -117,14 +117,17 @@ def compile_summary(plan: "CompilePlan", report: "CompileReport") -> str:
         rows["verified"] = "no"
     else:
         rows["verified"] = f"largest error of a logit {report.verify['max_logit_error']:.2g}"
-    return (
-        f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {_after_compile(plan)}"
-    )
+    if report.package:
+        rows["package"] = f"{report.package['kind']}, {size(int(str(report.package['bytes'])))} beside "
+        rows["package"] += "parameters and tokenizer"
+    return f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {_after_compile(plan)}"
 
 
 def _after_compile(plan: "CompilePlan") -> str:
     """Return what to do with an artifact: run it, or take it to a machine that can."""
     place = _path(plan.output)
+    if plan.settings.package and plan.backend.runs_here():
+        return f"cmake -S YOUR_SOURCES -B build -DCMAKE_PREFIX_PATH={_path(plan.output.resolve())}"
     if plan.backend.runs_here():
         return f"shiftadd-tvm run {place} --prompt 'The capital of France is'"
     return (

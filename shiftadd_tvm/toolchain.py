@@ -70,6 +70,21 @@ def find_compiler(machine: str) -> tuple[str, ...]:
     return zig(machine, "c++") if ZIG in command else command
 
 
+def archiver(machine: str) -> tuple[str, ...]:
+    """Return the program that makes static archives, of the same make as `find_compiler`."""
+    command = find_compiler(machine)
+    if ZIG in command:
+        return (sys.executable, "-m", ZIG, "ar")
+    name = "ar" if machine == cpu.machine() else f"{machine}-linux-gnu-ar"
+    found = shutil.which(name)
+    if found is None:
+        raise UnsupportedError(
+            f"No {name} was found on the PATH to make a static archive; install it "
+            "(Debian: apt-get install binutils)."
+        )
+    return (found,)
+
+
 def zig(machine: str, tool: str) -> tuple[str, ...]:
     """Return zig's C or C++ compiler for another machine; it brings that machine's libraries."""
     return (sys.executable, "-m", ZIG, tool, "-target", f"{machine}-linux-gnu.{GLIBC}")

@@ -1,27 +1,18 @@
 """TVM's runtime as object files: what a model needs of it, from the sources in TVM's own wheels.
 
 The wheels ship the sources but lack some small headers; `shims/` has ours in their place. Two units
-hold all sources, so that the headers they share are read once; they are compiled for size, once for
-each machine, compiler and version, and kept in the user's cache (`SHIFTADD_CACHE` names another).
+hold all sources, so that the headers which they share are read once. Nothing of TVM is copied: the
+sources are compiled where they are installed.
 """
 
-import hashlib
 import importlib.metadata
 import importlib.util
-import json
-import os
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
-from shiftadd_tvm.errors import OutputError, UnsupportedError
-from shiftadd_tvm.files import user_cache
-from shiftadd_tvm.toolchain import find_compiler
+from shiftadd_tvm import object_cache
+from shiftadd_tvm.errors import UnsupportedError
 
 SHIMS = Path(__file__).parent / "shims"
-NAME = "static_runtime"  # of the folder in the cache
 # What a virtual machine on a processor needs; each list is compiled as one unit.
 UNITS = {
     "tvm": (
@@ -46,97 +37,48 @@ FLAGS = (
 )
 
 
-def site_packages() -> Path:
-    """Return the folder that holds TVM's packages; `UnsupportedError` where their sources are not."""
-    found = importlib.util.find_spec("tvm"), importlib.util.find_spec("tvm_ffi")
-    roots = {Path(spec.origin).parent.parent for spec in found if spec and spec.origin}
-    for root in roots:
-        if all((root / folder).is_dir() for folder in SOURCES.values()):
-            return root
-    raise UnsupportedError(
-        f"The sources of TVM's runtime were not found in {', '.join(map(str, roots)) or 'any package'}"
-        f"; expected {' and '.join(SOURCES.values())}, as the wheels of {' and '.join(PACKAGES)} "
-        "have them; reinstall both."
-    )
-
-
 def objects(machine: str) -> list[Path]:
-    """Return the object files of the runtime for `machine`, compiled if the cache has none.
+    """Return the object files of the runtime for `machine`, compiled the first time (a minute or two).
 
     Raises `UnsupportedError` without a compiler or sources, `OutputError` where it fails.
     """
-    command = find_compiler(machine)
-    folder = cache() / _key(command)
-    if not folder.is_dir():
-        _compile(command, site_packages(), folder)
-    return [folder / f"{name}.o" for name in UNITS]
-
-
-def cache() -> Path:
-    """Return where compiled runtimes are kept."""
-    named = os.environ.get("SHIFTADD_CACHE")
-    return (Path(named).resolve() if named else user_cache()) / NAME
-
-
-def _key(command: Sequence[str]) -> str:
-    """Return a hash of everything that decides what the objects are."""
-    shims = sorted(path for path in SHIMS.rglob("*") if path.is_file())
-    parts: list[object] = [command, FLAGS, UNITS, version(command)]
-    parts += [importlib.metadata.version(package) for package in PACKAGES]
-    parts += [path.read_text("utf-8") for path in shims]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-
-
-def version(command: Sequence[str]) -> str:
-    """Return what a compiler says of itself."""
-    child = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-    return child.stdout
+    site = site_packages()
+    texts = {
+        unit: "".join(f'#include "{SOURCES[unit]}/{name}.cc"\n' for name in names)
+        for unit, names in UNITS.items()
+    }
+    # the sources themselves are known by their versions
+    texts = {unit: f"// {' '.join(_versions())}\n{text}" for unit, text in texts.items()}
+    where = [*includes(site), f"-ffile-prefix-map={site}/="]
+    return object_cache.compiled("tvm-runtime", machine, texts, FLAGS, where, object_cache.files(SHIMS))
 
 
 def includes(site: Path) -> list[str]:
-    """Return the flags that find TVM's headers and ours, and keep the folder's name out of objects."""
+    """Return the flags by which TVM's sources find their headers, and ours."""
     folders = [SHIMS / "include", SHIMS / "include" / "tvm"]
-    folders += [site / "tvm/include", site / "tvm_ffi/include"]
-    folders += [site / "tvm_ffi/3rdparty/dlpack/include"]
-    flags = [f"-I{folder}" for folder in folders]
-    return [*flags, "-idirafter", str(site), f"-ffile-prefix-map={site}/="]
+    folders += [site / "tvm/include", *ffi_headers(site)]
+    return [*(f"-I{folder}" for folder in folders), "-idirafter", str(site)]
 
 
-def _compile(command: Sequence[str], site: Path, target: Path) -> None:
-    """Compile both units side by side, and publish them together."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise OutputError(f"{target.parent} cannot be written: {error.strerror}.") from error
-    try:
-        children = [_start(command, site, staging, unit) for unit in UNITS]
-        for child in children:
-            message = child.communicate()[0]
-            if child.returncode:
-                lines = [line for line in message.splitlines() if "error" in line] or ["no message"]
-                raise OutputError(
-                    f"TVM's runtime cannot be compiled by {command[0]}: {lines[0].strip()}; expected "
-                    "a compiler for C++17 (g++ 9, clang 10 or newer)."
-                )
-        if not target.is_dir():  # another process may have been faster
-            staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+def ffi_headers(site: Path) -> list[Path]:
+    """Return the folders with the headers of tvm_ffi."""
+    return [site / "tvm_ffi/include", site / "tvm_ffi/3rdparty/dlpack/include"]
 
 
-def _start(
-    command: Sequence[str], site: Path, folder: Path, unit: str
-) -> "subprocess.Popen[str]":
-    source = folder / f"{unit}.cc"
-    lines = [f'#include "{SOURCES[unit]}/{name}.cc"' for name in UNITS[unit]]
-    source.write_text("\n".join(lines) + "\n")
-    return subprocess.Popen(
-        [*command, *FLAGS, *includes(site), "-c", source.name, "-o", f"{unit}.o"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+def site_packages() -> Path:
+    """Return the folder that holds TVM's packages; `UnsupportedError` where their sources are not."""
+    specs = (importlib.util.find_spec("tvm"), importlib.util.find_spec("tvm_ffi"))
+    roots = {Path(spec.origin).parent.parent for spec in specs if spec and spec.origin}
+    for root in sorted(roots):
+        if all((root / folder).is_dir() for folder in SOURCES.values()):
+            return root
+    raise UnsupportedError(
+        "The sources of TVM's runtime were not found in "
+        f"{', '.join(map(str, sorted(roots))) or 'any package'}; expected "
+        f"{' and '.join(SOURCES.values())}, as the wheels of {' and '.join(PACKAGES)} have them; "
+        "reinstall both."
     )
 
 
+def _versions() -> list[str]:
+    return [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]

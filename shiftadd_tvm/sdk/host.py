@@ -1,0 +1,45 @@
+"""libshiftadd for a machine: the one that the package has, or one that is built from its sources."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+from shiftadd_tvm import cpu, object_cache
+from shiftadd_tvm.errors import OutputError
+from shiftadd_tvm.runtime import native_build
+from shiftadd_tvm.toolchain import ZIG
+
+LINKED = Path(__file__).parent / "linked"
+HEADERS = native_build.SOURCES / "include"
+SECTIONS = ("-ffunction-sections", "-fdata-sections")  # what is not used is left out
+STATIC = "-DSHIFTADD_STATIC_RUNTIME"  # TVM's functions are linked in, not looked up
+PLAIN = "module.cpp"  # opens model.so; a single library has its own
+
+
+def write_library(output: Path, machine: str) -> None:
+    """Write libshiftadd for `machine`; it opens TVM's libraries from the folder that it lies in.
+
+    zig builds what travels, where it is installed; raises `OutputError` where nothing can build it.
+    """
+    if machine == cpu.machine() and native_build.is_current(native_build.IN_TREE):
+        shutil.copyfile(native_build.IN_TREE, output)
+    else:
+        travels = machine != cpu.machine() or importlib.util.find_spec(ZIG) is not None
+        try:
+            native_build.build(output, machine if travels else None)
+        except native_build.BuildError as error:
+            raise OutputError(str(error)) from error
+    output.chmod(0o755)
+
+
+def linked_objects(machine: str) -> list[Path]:
+    """Return libshiftadd as object files that TVM's runtime and a model are to be linked with."""
+    folder = native_build.SOURCES
+    sources = [path for path in native_build.sources() if path.suffix == ".cpp" and path.name != PLAIN]
+    names = [path.relative_to(folder).as_posix() for path in sources]
+    texts = {name[:-4].replace("/", "-"): f'#include "{name}"\n' for name in [*names, "linked.cpp"]}
+    folders = [folder, LINKED, *native_build.include_folders()]
+    where = [*(f"-I{path}" for path in folders), *(f"-ffile-prefix-map={f}/=" for f in folders)]
+    inputs = [*native_build.sources(), *object_cache.files(LINKED)]
+    flags = [*native_build.COMPILE, *SECTIONS, STATIC]
+    return object_cache.compiled("libshiftadd", machine, texts, flags, where, inputs)
