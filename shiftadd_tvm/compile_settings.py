@@ -36,7 +36,9 @@ class CompileSettings:
             )
 
         if self.package not in (None, *PACKAGES):
-            raise UsageError(f"The package is {self.package}, expected one of {', '.join(PACKAGES)}.")
+            raise UsageError(
+                f"The package is {self.package}, expected one of {', '.join(PACKAGES)}."
+            )
         if self.embed_parameters and self.package != PACKAGES[1]:
             raise UsageError(
                 "--embed-parameters links the parameters into a single library; add --single-library, "

@@ -113,4 +113,3 @@ def _finish(
 def files(folder: Path) -> list[Path]:
     """Return every file below `folder`, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
-

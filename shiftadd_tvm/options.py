@@ -122,7 +122,9 @@ TuningLog = Annotated[
 ]
 Bundle = Annotated[
     bool,
-    typer.Option("--bundle", help="Add libraries, headers, CMake and pkg-config files for C and C++."),
+    typer.Option(
+        "--bundle", help="Add libraries, headers, CMake and pkg-config files for C and C++."
+    ),
 ]
 SingleLibrary = Annotated[
     bool,

@@ -1,11 +1,11 @@
 """What a program in C or C++ needs to embed a model: libraries, headers, and how build tools find them.
 
-    include/shiftadd/                  shiftadd.h, shiftadd.hpp, ...
-    lib/libshiftadd.so.N               and TVM's two runtime libraries, which it opens from its own folder;
-                                       or, of a single library, libshiftadd.a, with model.so above
-    lib/cmake/shiftadd/                find_package(shiftadd CONFIG)
+    include/shiftadd/           shiftadd.h, shiftadd.hpp, shiftadd_text.h, shiftadd_text.hpp
+    lib/libshiftadd.so.N        and the two runtime libraries of TVM, which it opens beside itself; or, of
+                                a single library, libshiftadd.a, with model.so above
+    lib/cmake/shiftadd/         find_package(shiftadd CONFIG)
     lib/pkgconfig/shiftadd.pc
-    licenses/                          ours and TVM's
+    licenses/                   ours and TVM's
 
 Nothing in it states where it lies: the folder may be moved.
 """
@@ -15,7 +15,7 @@ import importlib.metadata
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shiftadd_tvm import __version__, object_cache, runtime_libraries
@@ -37,6 +37,13 @@ if(NOT TARGET @TARGET@)
     INTERFACE_INCLUDE_DIRECTORIES "${shiftadd_PREFIX}/include"@MORE@)
 endif()
 """
+# text is a part of the same library; who asks for it by name says why it is used
+TEXT = """\
+if(NOT TARGET shiftadd::text)
+  add_library(shiftadd::text INTERFACE IMPORTED)
+  set_target_properties(shiftadd::text PROPERTIES INTERFACE_LINK_LIBRARIES shiftadd::shiftadd)
+endif()
+"""
 STATIC_NEEDS = '\n    INTERFACE_LINK_LIBRARIES "stdc++;m;dl;pthread"'
 
 
@@ -52,27 +59,29 @@ def write(folder: Path, machine: str) -> None:
         shutil.copyfile(found[name], folder / "lib" / name)
         (folder / "lib" / name).chmod(0o755)
     target = _target("shiftadd::shiftadd", "SHARED", f"lib/{native_build.SONAME}")
-    _write_common(folder, machine, target, "lib", f"-L${{libdir}} -l:{native_build.SONAME}")
+    _write_common(folder, machine, [target, TEXT], "lib", f"-L${{libdir}} -l:{native_build.SONAME}")
 
 
 def write_single(folder: Path, machine: str, library: str) -> None:
-    """Write what goes with the single library `library`, which lies in `folder`, and with its archive."""
-    shared = _target("shiftadd::shiftadd", "SHARED", library)
-    static = _target("shiftadd::static", "STATIC", f"lib/{ARCHIVE}", STATIC_NEEDS)
-    _write_common(folder, machine, f"{shared}\n{static}", ".", f"-L${{libdir}} -l:{library}")
+    """Write what goes with the single library `library` in `folder`, and with its archive if it has one."""
+    targets = [_target("shiftadd::shiftadd", "SHARED", library), TEXT]
+    if (folder / "lib" / ARCHIVE).is_file():
+        targets += [_target("shiftadd::static", "STATIC", f"lib/{ARCHIVE}", STATIC_NEEDS)]
+    _write_common(folder, machine, targets, ".", f"-L${{libdir}} -l:{library}")
 
 
 def _target(name: str, kind: str, library: str, more: str = "") -> str:
     return _filled(TARGET, TARGET=name, KIND=kind, LIBRARY=library, MORE=more)
 
 
-def _write_common(folder: Path, machine: str, targets: str, libdir: str, libs: str) -> None:
+def _write_common(
+    folder: Path, machine: str, targets: Sequence[str], libdir: str, libs: str
+) -> None:
     shutil.copytree(host.HEADERS, folder / "include", dirs_exist_ok=True)
-    names = re.findall(r"if\(NOT TARGET shiftadd::(\w+)\)", targets)
+    names = re.findall(r"if\(NOT TARGET shiftadd::(\w+)\)", "".join(targets))
     values = {
-        "TARGETS": targets,
+        "TARGETS": "\n".join(targets),
         "COMPONENTS": "|".join(names),
-        "ABOUT": "\n#   ".join(ABOUT[name] for name in names),
         "MACHINE": machine,
         "PROCESSOR": PROCESSORS[machine],
         "VERSION": __version__,
@@ -90,14 +99,10 @@ def _write_common(folder: Path, machine: str, targets: str, libdir: str, libs: s
             text = (TEMPLATES / name).read_text("utf-8")
             (folder / place / name).write_text(_filled(text, **values), "utf-8")
     for package, path in _licenses():
-        (folder / "licenses" / package).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / "licenses" / package / path.name)
-
-
-ABOUT = {
-    "shiftadd": "shiftadd::shiftadd   the C ABI (shiftadd/shiftadd.h) and its C++ layer (shiftadd/shiftadd.hpp)",
-    "static": "shiftadd::static     the same as an archive",
-}
+        place = folder / "licenses" / package
+        place.mkdir(parents=True, exist_ok=True)
+        name = path.name if not (place / path.name).exists() else f"{path.name}.{path.parent.name}"
+        shutil.copyfile(path, place / name)
 
 
 def _filled(template: str, **values: str) -> str:

@@ -11,6 +11,7 @@ from shiftadd_tvm import artifact, sdk, static_runtime
 from shiftadd_tvm.compile_settings import PACKAGES
 from shiftadd_tvm.files import canonical_json, sha256
 from shiftadd_tvm.sdk import host, single
+from shiftadd_tvm.toolchain import ZIG, find_compiler
 
 BUNDLE, SINGLE = PACKAGES
 NOTHING = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}  # its code is linked in
@@ -51,9 +52,12 @@ def package(
         nothing.touch()
         files = {name: folder / name for name in names}
         files |= {artifact.MANIFEST: inner, artifact.LIBRARY: nothing}
-        sdk.write_single(folder, machine, artifact.LIBRARY)
         archive = folder / "lib" / sdk.ARCHIVE
-        single.link(folder / artifact.LIBRARY, archive, kernels, files, machine)
+        archive.parent.mkdir()
+        # zig's C++ library is not everyone's: what it compiled can be linked by zig alone
+        wanted = None if ZIG in find_compiler(machine) else archive
+        single.link(folder / artifact.LIBRARY, wanted, kernels, files, machine)
+        sdk.write_single(folder, machine, artifact.LIBRARY)
     bundle = {"kind": kind, "embedded": sorted(names), "files": sdk.records(folder)}
     return {"bundle": bundle, "files": {**manifest["files"], artifact.LIBRARY: _record(folder)}}
 

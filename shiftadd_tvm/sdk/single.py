@@ -1,4 +1,4 @@
-"""One library that holds everything: a model, TVM's runtime, libshiftadd and files, and the same as an archive.
+"""One library that holds a model, TVM's runtime, libshiftadd and files; and the same as an archive.
 
 The library exports the C ABI and what hosts of a plain model.so look for; it needs libc and libm.
 """
@@ -25,7 +25,11 @@ GLOBAL, WEAK = 1, 2  # bindings of a symbol
 
 
 def link(
-    library: Path, archive: Path | None, kernels: Sequence[Path], files: Mapping[str, Path], machine: str
+    library: Path,
+    archive: Path | None,
+    kernels: Sequence[Path],
+    files: Mapping[str, Path],
+    machine: str,
 ) -> None:
     """Write the library, and the archive if it is asked for, of compiled `kernels` (object files).
 

@@ -50,7 +50,9 @@ def objects(machine: str) -> list[Path]:
     # the sources themselves are known by their versions
     texts = {unit: f"// {' '.join(_versions())}\n{text}" for unit, text in texts.items()}
     where = [*includes(site), f"-ffile-prefix-map={site}/="]
-    return object_cache.compiled("tvm-runtime", machine, texts, FLAGS, where, object_cache.files(SHIMS))
+    return object_cache.compiled(
+        "tvm-runtime", machine, texts, FLAGS, where, object_cache.files(SHIMS)
+    )
 
 
 def includes(site: Path) -> list[str]:

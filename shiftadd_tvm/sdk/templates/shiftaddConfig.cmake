@@ -1,6 +1,7 @@
 # find_package(shiftadd CONFIG REQUIRED) gives
 #   shiftadd::shiftadd   the C ABI (shiftadd/shiftadd.h) and its C++ layer (shiftadd/shiftadd.hpp)
-# @ABOUT@
+#   shiftadd::text       text to tokens and back (shiftadd/shiftadd_text.h), in the same library
+#   shiftadd::static     all of it as an archive, where there is one
 # and sets shiftadd_PREFIX, the folder that all of it lies in. It may be moved as a whole.
 get_filename_component(shiftadd_PREFIX "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
 

@@ -54,7 +54,7 @@ class Folder : public Files {
 
 }  // namespace
 
-std::unique_ptr<Files> open_files(const std::string& path) {
+std::unique_ptr<Files> open_folder(const std::string& path) {
   struct stat found;
   const std::string shown = quoted(path);
   if (stat(path.c_str(), &found) != 0) {

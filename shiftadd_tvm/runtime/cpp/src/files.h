@@ -33,6 +33,9 @@ class Files {
 };
 
 // The artifact in the folder `path`.
+std::unique_ptr<Files> open_folder(const std::string& path);
+
+// The artifact that a host names `path` (module.cpp): the folder; a single library has its own idea.
 std::unique_ptr<Files> open_files(const std::string& path);
 
 }  // namespace shiftadd::internal
