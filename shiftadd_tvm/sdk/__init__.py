@@ -63,7 +63,7 @@ def write(folder: Path, machine: str) -> None:
 
 
 def write_single(folder: Path, machine: str, library: str) -> None:
-    """Write what goes with the single library `library` in `folder`, and with its archive if it has one."""
+    """Write what goes with the single library `library` in `folder`, and with its archive, if any."""
     targets = [_target("shiftadd::shiftadd", "SHARED", library), TEXT]
     if (folder / "lib" / ARCHIVE).is_file():
         targets += [_target("shiftadd::static", "STATIC", f"lib/{ARCHIVE}", STATIC_NEEDS)]
