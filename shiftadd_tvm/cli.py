@@ -16,6 +16,7 @@ import typer
 from shiftadd_tvm import (
     __version__,
     bench_command,
+    config_command,
     interruption,
     options,
     quantize_command,
@@ -286,6 +287,9 @@ def inspect(
 
 
 app.command()(report_command.report)
+
+
+app.command()(config_command.config)
 
 
 @app.command()

@@ -1,11 +1,7 @@
-"""Compile C and C++ for a machine, once: object files that the user's cache keeps by what made them.
-
-`SHIFTADD_CACHE` names another folder than the user's cache.
-"""
+"""Compile C++ for a machine, once: object files that the user's cache keeps by what made them."""
 
 import hashlib
 import json
-import os
 import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +17,7 @@ FOLDER = "native"  # in the cache
 
 def cache() -> Path:
     """Return where compiled code is kept."""
-    named = os.environ.get("SHIFTADD_CACHE")
-    return (Path(named).resolve() if named else user_cache()) / FOLDER
+    return user_cache().absolute() / FOLDER
 
 
 def compiled(

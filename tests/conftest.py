@@ -90,12 +90,11 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     """Keep the user's tuning logs out of the tests, and the tests' out of the user's cache."""
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cache = tmp_path_factory.mktemp("cache")
-    # of other machines: 98 MB of wheels are fetched for them
     (cache / "shiftadd-tvm").mkdir()
-    (kept / "shiftadd-tvm" / "runtime_libraries").mkdir(parents=True, exist_ok=True)
-    (cache / "shiftadd-tvm" / "runtime_libraries").symlink_to(
-        kept / "shiftadd-tvm" / "runtime_libraries"
-    )
+    # of other machines, for which 98 MB of wheels are fetched; and compiled code, known by its sources
+    for name in ("runtime_libraries", "native"):
+        (kept / "shiftadd-tvm" / name).mkdir(parents=True, exist_ok=True)
+        (cache / "shiftadd-tvm" / name).symlink_to(kept / "shiftadd-tvm" / name)
     with pytest.MonkeyPatch.context() as patch:
         if "ZIG_GLOBAL_CACHE_DIR" not in os.environ:  # of the C library that zig builds
             patch.setenv("ZIG_GLOBAL_CACHE_DIR", str(kept / "zig"))

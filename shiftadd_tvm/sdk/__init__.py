@@ -149,7 +149,7 @@ def _digest() -> str:
     """Return a hash of everything that decides what a prefix holds."""
     own = Path(__file__).parent
     parts = [importlib.metadata.version(package) for package in PACKAGES[1:]] + [__version__]
-    inputs = [*native_build.sources(), *own.glob("*.py"), *object_cache.files(TEMPLATES)]
-    inputs += [path for path in [native_build.IN_TREE] if path.is_file()]
+    inputs = [*native_build.sources(), Path(native_build.__file__)]
+    inputs += [*own.glob("*.py"), *object_cache.files(TEMPLATES)]
     parts += [sha256(path) for path in sorted(inputs)]
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:20]

@@ -1,13 +1,10 @@
 """libshiftadd for a machine: the one that the package has, or one that is built from its sources."""
 
-import importlib.util
-import shutil
 from pathlib import Path
 
 from shiftadd_tvm import cpu, object_cache
 from shiftadd_tvm.errors import OutputError
 from shiftadd_tvm.runtime import native_build
-from shiftadd_tvm.toolchain import ZIG
 
 LINKED = Path(__file__).parent / "linked"
 HEADERS = native_build.SOURCES / "include"
@@ -19,17 +16,16 @@ PLAIN = "module.cpp"  # opens model.so; a single library has its own
 def write_library(output: Path, machine: str) -> None:
     """Write libshiftadd for `machine`; it opens TVM's libraries from the folder that it lies in.
 
-    zig builds what travels, where it is installed; raises `OutputError` where nothing can build it.
+    This machine's own compiler builds it small, for the C++ library that TVM's need anyway; zig builds
+    it for another machine. Raises `OutputError` where it cannot be built.
     """
-    if machine == cpu.machine() and native_build.is_current(native_build.IN_TREE):
-        shutil.copyfile(native_build.IN_TREE, output)
-    else:
-        travels = machine != cpu.machine() or importlib.util.find_spec(ZIG) is not None
-        try:
-            native_build.build(output, machine if travels else None)
-        except native_build.BuildError as error:
-            raise OutputError(str(error)) from error
-    output.chmod(0o755)
+    try:
+        if machine == cpu.machine():
+            native_build.build(output, options=("-Os", *SECTIONS, "-Wl,--gc-sections"))
+        else:
+            native_build.build(output, machine)
+    except native_build.BuildError as error:
+        raise OutputError(str(error)) from error
 
 
 def linked_objects(machine: str) -> list[Path]:

@@ -1,0 +1,273 @@
+"""Bundles and single libraries: what is in them, what they need, and that programs in C and C++ find them.
+
+The examples are built as a project of their own, by CMake and by pkg-config, from a folder that was moved.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from command import call as command
+from conftest import Tiny
+
+from shiftadd_tvm import config_command, cpu, sdk, workflow
+from shiftadd_tvm.artifact import LIBRARY, PARAMETERS, Artifact
+from shiftadd_tvm.compile_settings import CompileSettings
+from shiftadd_tvm.errors import BadFileError, UsageError
+from shiftadd_tvm.inspection import inspect
+from shiftadd_tvm.runtime.engine import Engine
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "cpp"
+PROMPT = (40, 50, 60, 70)
+SYSTEM = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1")
+OLD = ("libdl.so.2", "libpthread.so.0")  # empty since glibc 2.34, and a part of it before
+LOADER = re.compile(r"ld-linux-[\w-]+\.so\.[12]")
+
+
+def needed(library: Path) -> set[str]:
+    """Return the libraries that one needs, apart from glibc's loader."""
+    text = subprocess.run(
+        ["readelf", "-d", library], capture_output=True, text=True, check=True
+    ).stdout
+    names = re.findall(r"\(NEEDED\).*\[(.*)\]", text)
+    return {name for name in names if not LOADER.fullmatch(name)}
+
+
+def exported(library: Path) -> set[str]:
+    words = ["nm", "-D", "--defined-only", "--format=posix", library]
+    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return {line.split()[0] for line in text.splitlines()}
+
+
+def call(*words: object, **more: str) -> str:
+    """Return what a program prints; a failure shows all that it said."""
+    environment = {**os.environ, **more}
+    child = subprocess.run([*map(str, words)], capture_output=True, text=True, env=environment)
+    assert child.returncode == 0, f"{words}\n{child.stdout}\n{child.stderr}"
+    return child.stdout
+
+
+def compiled(tiny: Tiny, place: Path, **settings: object) -> Path:
+    workflow.compile(tiny.packed, place, sequences=1, **settings)
+    return place
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle that lies elsewhere than where it was made."""
+    folder = tmp_path_factory.mktemp("bundle")
+    made = compiled(tiny, folder / "made", package="bundle")
+    return made.rename(folder / "moved app")
+
+
+@pytest.fixture(scope="module")
+def single(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("single") / "app"
+    return compiled(tiny, place, package="single-library", embed_parameters=True)
+
+
+@pytest.fixture(scope="module")
+def programs(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the examples, built by find_package."""
+    build = tmp_path_factory.mktemp("cmake")
+    call("cmake", "-S", EXAMPLES, "-B", build, f"-DCMAKE_PREFIX_PATH={bundle}")
+    call("cmake", "--build", build)
+    return build
+
+
+@pytest.fixture(scope="module")
+def expected(bundle: Path) -> str:
+    """Return the tokens that Python's host makes, as the program `plugin` prints them."""
+    tokens = list(Engine(bundle).session().generate(list(PROMPT), 16))
+    return " ".join(map(str, tokens)) + "\n"
+
+
+def test_bundle_is_an_artifact(bundle: Path) -> None:
+    manifest = Artifact(bundle).manifest["bundle"]
+    assert isinstance(manifest, dict) and manifest["kind"] == "bundle"
+    below = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*/*") if p.is_file()}
+    assert set(manifest["files"]) == below
+    fields, error = workflow.verify(bundle)
+    assert error is None and fields["files_ok"]
+    assert inspect(bundle)["bundle"] == "bundle"
+    for name in ("shiftadd-tvm/LICENSE", "apache-tvm/NOTICE", "apache-tvm-ffi/NOTICE"):
+        assert (bundle / "licenses" / name).stat().st_size > 100
+    for path in (bundle / "lib").rglob("*.cmake"):  # nothing says where it was made
+        assert str(bundle.parent) not in path.read_text()
+
+
+def test_bundle_is_small_and_needs_little(bundle: Path) -> None:
+    names = {path.name for path in (bundle / "lib").iterdir() if path.is_file()}
+    assert names == {"libshiftadd.so.0", "libtvm_runtime.so", "libtvm_ffi.so"}
+    for name in names:
+        assert needed(bundle / "lib" / name) <= {*SYSTEM, *OLD, "libtvm_ffi.so"}, name
+    assert needed(bundle / LIBRARY) <= {"libc.so.6", "libm.so.6"}
+    left = (PARAMETERS, "golden.safetensors", "tokenizer.json", "tokenizer_config.json")
+    files = [path for path in bundle.rglob("*") if path.is_file() and path.name not in left]
+    # the tiny model's kernels are smaller than a real one's: by 1.3 MB than SmolLM2's
+    assert sum(path.stat().st_size for path in files) <= 8_000_000 - 1_300_000
+
+
+def test_single_library_is_small_and_needs_less(single: Path) -> None:
+    library = single / LIBRARY
+    assert needed(library) <= {"libc.so.6", "libm.so.6"}
+    parameters = (single / PARAMETERS).stat().st_size
+    assert library.stat().st_size - parameters <= 6_000_000 - 1_300_000
+    names = exported(library)
+    assert {"shiftadd_model_load", "shiftadd_generate", "__tvm_ffi__library_bin"} <= names
+    assert all(name.startswith(("shiftadd_", "__tvm_ffi_", "__TVM")) for name in names)
+    fields, error = workflow.verify(single)
+    assert error is None and fields["files_ok"]
+
+
+def test_examples_find_a_bundle(programs: Path, bundle: Path, expected: str) -> None:
+    library = bundle / "lib" / "libshiftadd.so.0"
+    assert call(programs / "plugin", library, bundle, *PROMPT) == expected
+
+
+def test_a_single_library_runs_alone(
+    programs: Path, single: Path, tmp_path: Path, expected: str
+) -> None:
+    """Also without any other file: its parameters are linked in."""
+    alone = tmp_path / "alone.so"
+    shutil.copyfile(single / LIBRARY, alone)
+    for library, place in ((single / LIBRARY, str(single)), (alone, "")):
+        assert call(programs / "plugin", library, place, *PROMPT) == expected
+
+
+LINKING = """
+#include <shiftadd/shiftadd.hpp>
+#include <cstdio>
+int main(int, char** argv) {
+  shiftadd::Model model(argv[1]);
+  shiftadd::GenerateOptions options;
+  options.max_new_tokens = 16;
+  const char* before = "";
+  for (int32_t token : shiftadd::Session(model).generate({40, 50, 60, 70}, options)) {
+    std::printf("%s%d", before, token);
+    before = " ";
+  }
+  std::printf("\\n");
+}
+"""
+PROJECT = """
+cmake_minimum_required(VERSION 3.16)
+project(test LANGUAGES CXX)
+find_package(shiftadd CONFIG REQUIRED COMPONENTS @COMPONENT@)
+add_executable(main main.cpp)
+target_link_libraries(main PRIVATE shiftadd::@COMPONENT@)
+"""
+
+
+def project(folder: Path, prefix: Path, component: str, *more: str) -> Sequence[object]:
+    (folder / "main.cpp").write_text(LINKING)
+    (folder / "CMakeLists.txt").write_text(PROJECT.replace("@COMPONENT@", component))
+    return ["cmake", "-S", folder, "-B", folder / "build", f"-DCMAKE_PREFIX_PATH={prefix}", *more]
+
+
+@pytest.mark.parametrize("component", ["shiftadd", "static"])
+def test_a_single_library_is_linked(
+    component: str, single: Path, tmp_path: Path, expected: str
+) -> None:
+    call(*project(tmp_path, single, component))
+    call("cmake", "--build", tmp_path / "build")
+    program = tmp_path / "build" / "main"
+    assert call(program, single) == call(program, "") == expected
+    assert (LIBRARY in needed(program)) == (component == "shiftadd")
+
+
+def test_pkg_config(bundle: Path, single: Path, tmp_path: Path, expected: str) -> None:
+    (tmp_path / "main.cpp").write_text(LINKING)
+    for place in (bundle, single):
+        folder = place.parent / "linked"  # a path with a blank is no pkg-config's friend
+        folder.symlink_to(place)
+        path = str(folder / "lib" / "pkgconfig")
+        flags = call("pkg-config", "--cflags", "--libs", "shiftadd", PKG_CONFIG_PATH=path).split()
+        program = tmp_path / f"main-{place.parent.name}"
+        call("c++", "-std=c++17", tmp_path / "main.cpp", "-o", program, *flags)
+        assert call(program, place) == expected
+
+
+@pytest.mark.parametrize(
+    ("component", "more", "reason"),
+    [
+        ("absent", [], "shiftadd has no component absent"),
+        ("shiftadd", ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=mips"], "on mips"),
+    ],
+)
+def test_find_package_says_what_does_not_fit(
+    component: str, more: list[str], reason: str, bundle: Path, tmp_path: Path
+) -> None:
+    words = [*map(str, project(tmp_path, bundle, component, *more))]
+    child = subprocess.run(words, capture_output=True, text=True)
+    assert child.returncode != 0 and reason in " ".join(child.stderr.split())
+
+
+def test_verify_reads_the_whole_bundle(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    header = copy / "include" / "shiftadd" / "shiftadd.h"
+    header.write_bytes(header.read_bytes()[:-1])
+    with pytest.raises(BadFileError, match=r"include/shiftadd/shiftadd\.h has sha256"):
+        Artifact(copy).check_hashes()
+    header.unlink()
+    with pytest.raises(BadFileError, match=r"include/shiftadd/shiftadd\.h is missing"):
+        Artifact(copy).check_hashes()
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for name in ("../outside/file", "/etc/passwd", "shiftadd.h"):
+        manifest["bundle"]["files"] = {name: {"bytes": 1, "sha256": "0"}}
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(BadFileError, match="expected a path below a subfolder"):
+            Artifact(copy).check_hashes()
+
+
+def test_what_cannot_be_packaged(tiny: Tiny, tmp_path: Path) -> None:
+    options = ("--bundle", "--single-library", "-o", tmp_path / "app")
+    both = command("compile", tiny.packed, *options)
+    assert both.returncode == 2 and "choose one" in both.stderr
+    with pytest.raises(UsageError, match="add --single-library"):
+        CompileSettings(package="bundle", embed_parameters=True)
+    assert not list(tmp_path.iterdir())
+
+
+def roots(folder: Path, libraries: Sequence[Path]) -> None:
+    """Fill an empty root with the C and C++ libraries alone."""
+    for library in libraries:
+        place = folder / library.relative_to("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(library.resolve(), place)
+        place.chmod(0o755)
+
+
+def test_a_bundle_runs_in_an_empty_root(
+    programs: Path, bundle: Path, tmp_path: Path, expected: str
+) -> None:
+    """With libc and libstdc++, and not one other file than the bundle's and the program."""
+    found = call("ldd", bundle / "lib" / "libtvm_ffi.so")
+    roots(tmp_path, [Path(path) for path in re.findall(r"(/\S+) \(0x", found)])
+    shutil.copytree(bundle, tmp_path / "app")
+    shutil.copy(programs / "plugin", tmp_path / "plugin")
+    enter = ["chroot", tmp_path] if os.geteuid() == 0 else ["unshare", "-r", "chroot", tmp_path]
+    words = [*enter, "/plugin", "/app/lib/libshiftadd.so.0", "/app", *PROMPT]
+    assert call(*words) == expected
+
+
+def test_config(capsys: pytest.CaptureFixture[str], tmp_path: Path, expected: str, bundle: Path) -> None:
+    prefix = sdk.prefix(cpu.machine())
+    config_command.config(prefix=True)
+    assert capsys.readouterr().out == f"{prefix}\n"
+    config_command.config(cmakedir=True)
+    folder = Path(capsys.readouterr().out.strip())
+    assert (folder / "shiftaddConfig.cmake").is_file()
+    config_command.config(cflags=True, libs=True)
+    flags = capsys.readouterr().out.split()
+    (tmp_path / "main.cpp").write_text(LINKING)
+    call("c++", "-std=c++17", tmp_path / "main.cpp", "-o", tmp_path / "main", *flags)
+    assert call(tmp_path / "main", bundle) == expected
+    with pytest.raises(UsageError, match="expected --cmakedir"):
+        config_command.config()
