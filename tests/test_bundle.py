@@ -46,7 +46,8 @@ def exported(library: Path) -> set[str]:
 
 def call(*words: object, **more: str) -> str:
     """Return what a program prints; a failure shows all that it said."""
-    environment = {**os.environ, **more}
+    # an idle thread sleeps soon: where processes outnumber processors, a yield takes long
+    environment = {**os.environ, "TVM_THREAD_POOL_SPIN_COUNT": "10", **more}
     child = subprocess.run([*map(str, words)], capture_output=True, text=True, env=environment)
     assert child.returncode == 0, f"{words}\n{child.stdout}\n{child.stderr}"
     return child.stdout
