@@ -17,7 +17,9 @@ def config(
     ] = False,
     cflags: Annotated[bool, typer.Option("--cflags", help="What compiles.")] = False,
     libs: Annotated[bool, typer.Option("--libs", help="What links.")] = False,
-    prefix: Annotated[bool, typer.Option("--prefix", help="The folder that holds all of it.")] = False,
+    prefix: Annotated[
+        bool, typer.Option("--prefix", help="The folder that holds all of it.")
+    ] = False,
 ) -> None:
     """Tell build tools where libshiftadd is.
 
@@ -26,7 +28,9 @@ def config(
     """
     chosen = {"cmakedir": cmakedir, "prefix": prefix, "cflags": cflags, "libs": libs}
     if not any(chosen.values()):
-        raise UsageError("Nothing was asked for; expected --cmakedir, --cflags, --libs or --prefix.")
+        raise UsageError(
+            "Nothing was asked for; expected --cmakedir, --cflags, --libs or --prefix."
+        )
     with leaving("nothing was written"):
         cpu = importlib.import_module("shiftadd_tvm.cpu")
         folder = importlib.import_module("shiftadd_tvm.sdk").prefix(cpu.machine())
@@ -36,7 +40,7 @@ def config(
 
 def answers(folder: Path) -> dict[str, str]:
     """Return what each option prints for the prefix `folder`."""
-    soname = importlib.import_module("shiftadd_tvm.runtime.native_build").SONAME
+    soname = importlib.import_module("shiftadd_tvm.sdk.host").soname()
     place = lambda name: shlex.quote(str(folder / name))
     return {
         "cmakedir": str(folder / "lib" / "cmake" / "shiftadd"),

@@ -118,9 +118,13 @@ def compile_summary(plan: "CompilePlan", report: "CompileReport") -> str:
     else:
         rows["verified"] = f"largest error of a logit {report.verify['max_logit_error']:.2g}"
     if report.package:
-        rows["package"] = f"{report.package['kind']}, {size(int(str(report.package['bytes'])))} beside "
+        rows["package"] = (
+            f"{report.package['kind']}, {size(int(str(report.package['bytes'])))} beside "
+        )
         rows["package"] += "parameters and tokenizer"
-    return f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {_after_compile(plan)}"
+    return (
+        f"artifact {plan.output} for {report.target}\n{_rows(rows)}\nnext: {_after_compile(plan)}"
+    )
 
 
 def _after_compile(plan: "CompilePlan") -> str:

@@ -258,7 +258,9 @@ def test_a_bundle_runs_in_an_empty_root(
     assert call(*words) == expected
 
 
-def test_config(capsys: pytest.CaptureFixture[str], tmp_path: Path, expected: str, bundle: Path) -> None:
+def test_config(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, expected: str, bundle: Path
+) -> None:
     prefix = sdk.prefix(cpu.machine())
     config_command.config(prefix=True)
     assert capsys.readouterr().out == f"{prefix}\n"

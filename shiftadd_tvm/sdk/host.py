@@ -1,5 +1,6 @@
 """libshiftadd for a machine: the one that the package has, or one that is built from its sources."""
 
+import re
 from pathlib import Path
 
 from shiftadd_tvm import cpu, object_cache
@@ -11,6 +12,14 @@ HEADERS = native_build.SOURCES / "include"
 SECTIONS = ("-ffunction-sections", "-fdata-sections")  # what is not used is left out
 STATIC = "-DSHIFTADD_STATIC_RUNTIME"  # TVM's functions are linked in, not looked up
 PLAIN = "module.cpp"  # opens model.so; a single library has its own
+
+
+def soname() -> str:
+    """Return the name that programs know the library by; it ends with the number of the ABI."""
+    header = (HEADERS / "shiftadd" / "shiftadd.h").read_text("utf-8")
+    found = re.search(r"^#define SHIFTADD_ABI_VERSION (\d+)$", header, re.MULTILINE)
+    assert found is not None, "shiftadd.h states no ABI version"
+    return f"{native_build.LIBRARY}.{found[1]}"
 
 
 def write_library(output: Path, machine: str) -> None:
