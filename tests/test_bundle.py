@@ -1,6 +1,6 @@
-"""Bundles and single libraries: what is in them, what they need, and that programs in C and C++ find them.
+"""Bundles and single libraries: what is in them, what they need, and that C and C++ find them.
 
-The examples are built as a project of their own, by CMake and by pkg-config, from a folder that was moved.
+The examples are built as a project of their own, by CMake and by pkg-config; the bundle was moved.
 """
 
 import json

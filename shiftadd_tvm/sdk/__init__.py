@@ -99,10 +99,10 @@ def _write_common(
             text = (TEMPLATES / name).read_text("utf-8")
             (folder / place / name).write_text(_filled(text, **values), "utf-8")
     for package, path in _licenses():
-        place = folder / "licenses" / package
-        place.mkdir(parents=True, exist_ok=True)
-        name = path.name if not (place / path.name).exists() else f"{path.name}.{path.parent.name}"
-        shutil.copyfile(path, place / name)
+        own = folder / "licenses" / package
+        own.mkdir(parents=True, exist_ok=True)
+        name = path.name if not (own / path.name).exists() else f"{path.name}.{path.parent.name}"
+        shutil.copyfile(path, own / name)
 
 
 def _filled(template: str, **values: str) -> str:
