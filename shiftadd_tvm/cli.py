@@ -16,6 +16,7 @@ import typer
 from shiftadd_tvm import (
     __version__,
     bench_command,
+    compile_command,
     config_command,
     interruption,
     options,
@@ -30,8 +31,6 @@ from shiftadd_tvm.interruption import Interrupted, leaving
 PROGRAM = "shiftadd-tvm"
 INTERRUPTED = 130
 CLICK_ERROR: Any = typer.BadParameter.mro()[2]  # ClickException, click's or typer's own copy
-STAGES = 5  # of a compilation that is verified
-PACKAGING = 2  # more, of one that makes a bundle or a single library
 
 app = typer.Typer(
     help="Turn language models into shifts, look-ups and adds, compiled by Apache TVM.\n\n"
@@ -57,72 +56,7 @@ def _root(
 app.command()(quantize_command.quantize)
 
 
-@app.command()
-def compile(
-    source: options.CompileSource,
-    output: options.Output = None,
-    target: options.Target = None,
-    bits: options.CheckpointBits = None,
-    effort: options.Effort = "normal",
-    context: options.Context = None,
-    sequences: options.Sequences = 4,
-    activations: options.Activations = "int16",
-    verify: Annotated[
-        bool, typer.Option(help="Compare the artifact with the packed model before publishing.")
-    ] = True,
-    bundle: options.Bundle = False,
-    single_library: options.SingleLibrary = False,
-    embed_parameters: options.EmbedParameters = False,
-    tuning_log: options.TuningLog = None,
-    dump_ir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write the module after each phase there.")
-    ] = None,
-    force: options.Force = False,
-    config: options.Config = None,
-    json: options.Json = False,
-    verbose: options.Verbose = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Compile a model into an artifact for one target.
-
-    A plain checkpoint is quantized first, into a packed model beside it.
-    """
-    from shiftadd_tvm import presentation, workflow
-
-    console = Console(json=json, quiet=quiet, verbose=verbose)
-    whole = None if bits is None else options.parse_bits(bits)
-    with leaving("nothing was written"):
-        plan = workflow.plan_compile(
-            source,
-            output,
-            target=target,
-            bits=whole,
-            effort=effort,
-            config=config,
-            force=force,
-            context=context,
-            sequences=sequences,
-            activations=activations,
-            verify=verify,
-            dump_ir=dump_ir,
-            tuning_log=tuning_log,
-            package=options.package(bundle, single_library),
-            embed_parameters=embed_parameters,
-        )
-    console.table("plan", presentation.compile_plan(source, plan))
-    if plan.quantize is not None:
-        note = presentation.resumable(plan.packed)
-        with leaving(note), console.progress("quantizing") as progress:
-            workflow.run_quantize(plan.quantize, progress=progress)
-    count = STAGES - (not verify or not plan.backend.runs_here())
-    count += PACKAGING if plan.settings.package else 0
-    note = "no artifact was written"
-    with leaving(note), console.stages("compiling", count) as stage:
-        report = workflow.run_compile(plan, force=force, progress=stage)
-    fields = {**presentation.compile_fields(report), "output": str(plan.output)}
-    console.result(fields, presentation.compile_summary(plan, report))
-
-
+app.command()(compile_command.compile)
 app.command()(tune_command.tune)
 
 
