@@ -193,7 +193,9 @@ def decode(sessions: Sequence[Session], tokens: Sequence[int]) -> Array:
     """Append one token to each session (as many as the engine has a batch for); return their logits
     float32 (b, vocabulary)."""
     if len(sessions) != len(tokens):
-        raise UsageError(f"{len(tokens)} tokens for {len(sessions)} sessions; expected one for each.")
+        raise UsageError(
+            f"{len(tokens)} tokens for {len(sessions)} sessions; expected one for each."
+        )
     handles = (ctypes.c_void_p * len(sessions))(*(session.handle.value for session in sessions))
     native.call("decode_batch", handles, _ids(tokens), len(tokens))
     return np.concatenate([session.logits() for session in sessions])

@@ -65,16 +65,16 @@ def include_folders() -> list[Path]:
     """Return our header's folder, and those of TVM's C ABI, from the package apache-tvm-ffi."""
     spec = importlib.util.find_spec("tvm_ffi")
     if spec is None or not spec.submodule_search_locations:
-        raise BuildError(
-            "The headers of TVM's C ABI were not found; pip install apache-tvm-ffi."
-        )
+        raise BuildError("The headers of TVM's C ABI were not found; pip install apache-tvm-ffi.")
     folder = Path(spec.submodule_search_locations[0])
     return [SOURCES / "include", folder / "include", folder / "3rdparty" / "dlpack" / "include"]
 
 
 def sources() -> list[Path]:
     """Return the files that the library is made of, apart from TVM's headers."""
-    return sorted(path for path in SOURCES.rglob("*") if path.suffix in (".cpp", ".h", ".hpp", ".map"))
+    return sorted(
+        path for path in SOURCES.rglob("*") if path.suffix in (".cpp", ".h", ".hpp", ".map")
+    )
 
 
 def build(output: Path, machine: str | None = None, options: tuple[str, ...] = ()) -> Path:

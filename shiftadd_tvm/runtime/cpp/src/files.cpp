@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "archive.h"
 #include "failure.h"
 
 namespace shiftadd::internal {
@@ -54,16 +55,14 @@ class Folder : public Files {
 
 }  // namespace
 
-std::unique_ptr<Files> open_folder(const std::string& path) {
+std::unique_ptr<Files> open_path(const std::string& path) {
   struct stat found;
   const std::string shown = quoted(path);
   if (stat(path.c_str(), &found) != 0) {
     const std::string why = errno == ENOENT ? " does not exist" : std::string(" cannot be read: ") + std::strerror(errno);
     fail(SHIFTADD_ERROR_BAD_FILE, shown + why + "; expected a folder that `shiftadd-tvm compile` wrote.");
   }
-  if (!S_ISDIR(found.st_mode)) {
-    fail(SHIFTADD_ERROR_BAD_FILE, shown + " is a file, expected an artifact folder.");
-  }
+  if (!S_ISDIR(found.st_mode)) return open_archive(path, map_file(path));
   return std::make_unique<Folder>(path);
 }
 

@@ -32,10 +32,10 @@ class Files {
   virtual std::string library_path(const std::string& name) const = 0;
 };
 
-// The artifact in the folder `path`.
-std::unique_ptr<Files> open_folder(const std::string& path);
+// The artifact in the folder, or in the tar archive, `path`.
+std::unique_ptr<Files> open_path(const std::string& path);
 
-// The artifact that a host names `path` (module.cpp): the folder; a single library has its own idea.
+// The artifact that a host names `path` (module.cpp): that; a single library has its own idea.
 std::unique_ptr<Files> open_files(const std::string& path);
 
 }  // namespace shiftadd::internal

@@ -4,7 +4,7 @@
 
 namespace shiftadd::internal {
 
-std::unique_ptr<Files> open_files(const std::string& path) { return open_folder(path); }
+std::unique_ptr<Files> open_files(const std::string& path) { return open_path(path); }
 
 Object open_module(const Artifact& artifact) {
   return call(global_function("ffi.ModuleLoadFromFile"), {artifact.library_path()});

@@ -34,7 +34,7 @@ const ElementType* element_type(std::string_view name) {
   return first([&](const ElementType& type) { return type.name == name; });
 }
 
-const ElementType* element_type(shiftadd_dtype dtype) {
+const ElementType* element_type(int32_t dtype) {
   return first([&](const ElementType& type) { return type.dtype == dtype; });
 }
 

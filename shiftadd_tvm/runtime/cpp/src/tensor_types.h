@@ -19,8 +19,8 @@ struct ElementType {
 
 // The type of that name, or nullptr.
 const ElementType* element_type(std::string_view name);
-// The type of that number, or nullptr: an enum from C may hold anything.
-const ElementType* element_type(shiftadd_dtype dtype);
+// The type of that number (a shiftadd_dtype), or nullptr.
+const ElementType* element_type(int32_t dtype);
 // The type that DLPack describes, or nullptr.
 const ElementType* element_type(DLDataType dlpack);
 

@@ -87,7 +87,8 @@ typedef struct shiftadd_model_params {
 /* threads 0, sequences 4, check_hashes 0. */
 SHIFTADD_API shiftadd_model_params shiftadd_model_default_params(void);
 
-/* Load the artifact in the folder `path`; `params` may be NULL. The first load sets the environment
+/* Load the artifact in the folder `path`, or in one file: `tar -cf FILE -C FOLDER .` of a folder, which is
+ * mapped as it is (model.so alone goes to a temporary file). `params` may be NULL. A load sets the environment
  * variables TVM_NUM_THREADS and, where they are not set, TVM_BIND_THREADS and
  * TVM_THREAD_POOL_SPIN_COUNT: TVM's threads read them. */
 SHIFTADD_API shiftadd_status shiftadd_model_load(const char* path, const shiftadd_model_params* params,
@@ -254,7 +255,7 @@ typedef enum shiftadd_dtype {
  * that varies is -1). A function may write into an input where the manifest's documentation says so. */
 typedef struct shiftadd_tensor {
   const char* name;
-  shiftadd_dtype dtype;
+  int32_t dtype; /* a shiftadd_dtype */
   int32_t ndim;
   const int64_t* shape; /* [ndim] */
   void* data;
