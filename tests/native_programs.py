@@ -34,7 +34,7 @@ def build(
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", *COMPILE]
     flags += [f"-I{path}" for path in native_build.include_folders()]
     flags += [f"-I{native_build.SOURCES / 'src'}"]
-    library = {path.stem: path for path in native_build.sources() if path.suffix == ".cpp"}
+    library = {path.stem: path for path in native_build.units()}
     wanted = {name: tuple(library) if units is None else units for name, units in programs.items()}
     sources = {
         name: library[name] for units in wanted.values() for name in (*units, "tensor_types")

@@ -70,6 +70,11 @@ def include_folders() -> list[Path]:
     return [SOURCES / "include", folder / "include", folder / "3rdparty" / "dlpack" / "include"]
 
 
+def units() -> list[Path]:
+    """Return the sources that the compiler makes objects of."""
+    return sorted((SOURCES / "src").glob("*.cpp"))
+
+
 def sources() -> list[Path]:
     """Return the files that the library is made of, apart from TVM's headers."""
     return sorted(
@@ -84,13 +89,12 @@ def build(output: Path, machine: str | None = None, options: tuple[str, ...] = (
     """
     command = compiler(machine)
     flags = [*COMPILE, *options, *(f"-I{folder}" for folder in include_folders())]
-    units = [path for path in sources() if path.suffix == ".cpp"]
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="shiftadd-build-") as folder:
-        objects = [Path(folder) / f"{unit.stem}.o" for unit in units]
+        objects = [Path(folder) / f"{unit.stem}.o" for unit in units()]
         compile_one = lambda unit, made: _run([*command, *flags, "-c", str(unit), "-o", str(made)])
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            list(pool.map(compile_one, units, objects))
+            list(pool.map(compile_one, units(), objects))
         exported = f"-Wl,--version-script={SOURCES / 'shiftadd.map'}"
         linked = Path(folder) / LIBRARY
         files = [str(made) for made in objects]

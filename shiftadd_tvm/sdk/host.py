@@ -40,9 +40,7 @@ def write_library(output: Path, machine: str) -> None:
 def linked_objects(machine: str) -> list[Path]:
     """Return libshiftadd as object files that TVM's runtime and a model are to be linked with."""
     folder = native_build.SOURCES
-    sources = [
-        path for path in native_build.sources() if path.suffix == ".cpp" and path.name != PLAIN
-    ]
+    sources = [path for path in native_build.units() if path.name != PLAIN]
     names = [path.relative_to(folder).as_posix() for path in sources]
     texts = {name[:-4].replace("/", "-"): f'#include "{name}"\n' for name in [*names, "linked.cpp"]}
     folders = [folder, LINKED, *native_build.include_folders()]

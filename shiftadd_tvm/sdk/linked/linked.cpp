@@ -17,7 +17,7 @@ namespace {
 class LinkedFiles : public Files {
  public:
   explicit LinkedFiles(std::string path) : path_(std::move(path)) {
-    if (!path_.empty()) folder_ = open_folder(path_);
+    if (!path_.empty()) folder_ = open_path(path_);
   }
 
   const std::string& path() const override { return path_.empty() ? linked_ : path_; }

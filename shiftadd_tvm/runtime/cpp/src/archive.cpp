@@ -67,7 +67,7 @@ class Archive : public Files {
   std::string library_path(const std::string& name) const override {
     const Bytes bytes = map(name);
     const char* folder = std::getenv("TMPDIR");
-    library_ = std::string(folder && *folder ? folder : "/tmp") + "/shiftadd-XXXXXX.so";
+    library_ = std::string(folder && *folder ? folder : "/tmp") + "/shiftadd-" + std::string(6, 'X') + ".so";
     const int file = mkstemps(library_.data(), 3);
     size_t written = 0;
     while (file >= 0 && written < bytes.size) {
