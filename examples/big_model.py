@@ -9,6 +9,7 @@ script fails where one needs more than `--limit` GB. `--method shiftadd` is the 
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,8 +24,7 @@ from shiftadd_tvm.families import Config
 from shiftadd_tvm.tensorfile import Source, from_float32, stream_tensors
 
 SHARD_BYTES = 2_000_000_000
-PIECE = 1 << 22  # random numbers that are drawn at a time
-STD = 0.02
+SIGN_AND_MANTISSA, EXPONENT = np.uint16(0x807F), np.uint16(121 << 7)  # 2^-6 to 2^-5
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -93,7 +93,7 @@ def cut(expected: Shapes, shard_bytes: int) -> Iterator[Shapes]:
     """Yield runs of tensors of at most `shard_bytes`, or of one tensor."""
     shard: Shapes = {}
     for name, shape in expected.items():
-        if shard and 2 * sum(map(np.prod, [*shard.values(), shape])) > shard_bytes:
+        if shard and 2 * sum(map(math.prod, [*shard.values(), shape])) > shard_bytes:
             yield shard
             shard = {}
         shard[name] = shape
@@ -101,17 +101,13 @@ def cut(expected: Shapes, shard_bytes: int) -> Iterator[Shapes]:
 
 
 def random_weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the bits of bfloat16 weights, the same each time: norms of one, else normal ones."""
+    """Return the bits of bfloat16 weights, the same each time: norms of one, else random mantissas
+    and signs around a magnitude that keeps activations finite."""
     if len(shape) == 1:
         return from_float32(np.ones(shape, np.float32), "BF16")
     rng = np.random.Generator(np.random.SFC64(list(name.encode())))
-    raw = np.empty(np.prod(shape), np.uint16)
-    for start in range(0, raw.size, PIECE):
-        stop = min(start + PIECE, raw.size)
-        raw[start:stop] = from_float32(
-            rng.standard_normal(stop - start, np.float32) * np.float32(STD), "BF16"
-        )
-    return raw.reshape(shape)
+    raw = np.frombuffer(rng.bytes(2 * math.prod(shape)), np.uint16) & SIGN_AND_MANTISSA
+    return (raw | EXPONENT).reshape(shape)
 
 
 def run(arguments: list[str]) -> int:

@@ -221,6 +221,8 @@ def replace_linears(model: Any, layout: Layout) -> None:
             )
             leader = leader or coded
             model.set_submodule(name, coded)
+            # GPT-2 would initialize `c_proj.weight` through its parent; there is nothing to initialize
+            model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True
 
 
 def dense_linear(coded: PackedLinear, dtype: torch.dtype) -> torch.nn.Linear:
