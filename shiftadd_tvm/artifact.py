@@ -52,6 +52,15 @@ class TensorSpec:
         return math.prod(int(size) for size in self.shape) * np.dtype(self.dtype).itemsize
 
 
+@dataclass(frozen=True)
+class Signature:
+    """An exported function: its tensors by name, and whether the parameters come last."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: bool
+
+
 class Artifact:
     """A validated artifact folder. Raises `BadFileError` or `UnsupportedError` with one sentence."""
 
@@ -140,6 +149,30 @@ class Artifact:
         if not isinstance(name, str) or not known or not sized:
             raise self._bad(f"parameter {name!r} has dtype {dtype!r} and shape {shape!r}")
         return TensorSpec(name, str(dtype), tuple(shape or ()))
+
+    def signatures(self) -> dict[str, Signature]:
+        """Return the exported functions by name; raises `BadFileError` where one is not described."""
+        return {name: self._signature(name, fields) for name, fields in self.section("functions").items()}
+
+    def _signature(self, name: str, entry: object) -> Signature:
+        fields = entry if isinstance(entry, dict) else {}
+        sides: list[tuple[TensorSpec, ...]] = []
+        for side in ("inputs", "outputs"):
+            entries = fields.get(side)
+            if not isinstance(entries, list):
+                raise self._bad(f"function {name!r} states no {side}")
+            sides.append(tuple(self._argument(name, e) for e in entries))
+        return Signature(sides[0], sides[1], fields.get("parameters") is True)
+
+    def _argument(self, function: str, entry: object) -> TensorSpec:
+        fields = entry if isinstance(entry, dict) else {}
+        name, dtype, shape = fields.get("name"), fields.get("dtype"), fields.get("shape")
+        sized = isinstance(shape, list) and all(
+            type(s) is str or (type(s) is int and s >= 0) for s in shape
+        )
+        if not isinstance(name, str) or not isinstance(dtype, str) or not sized:
+            raise self._bad(f"function {function!r} has a tensor {name!r} of {dtype!r} {shape!r}")
+        return TensorSpec(name, dtype, tuple(shape or ()))
 
     def _check_files(self) -> None:
         for name in (LIBRARY, PARAMETERS):

@@ -65,14 +65,14 @@ def bench(
 
     Of an artifact; of a published shape with made-up weights; or, with --kernel, of single operators.
     """
-    from shiftadd_tvm import workflow
+    from shiftadd_tvm import bench_workflow
     from shiftadd_tvm.benchmark import kernels, models, tables
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
     _check(artifact, synthetic, kernel, shape, target)
     with leaving("nothing was kept"), console.progress("measuring") as progress:
         if kernel:
-            fields = workflow.bench_kernels(
+            fields = bench_workflow.bench_kernels(
                 kernels.parse_shapes(shape) if shape else str(synthetic),
                 options.parse_whole_bits(bits),
                 target=target,
@@ -85,10 +85,10 @@ def bench(
         request = models.Request(prompt_tokens, new_tokens, threads, baselines)
         if synthetic is None:
             assert artifact is not None
-            fields = workflow.bench(artifact, request, progress=progress)
+            fields = bench_workflow.bench(artifact, request, progress=progress)
         else:
             whole = options.parse_whole_bits(bits)
-            fields = workflow.bench_synthetic(
+            fields = bench_workflow.bench_synthetic(
                 synthetic, whole, request, target=target, progress=progress
             )
     console.result(fields, tables.model(fields))

@@ -22,6 +22,7 @@ from shiftadd_tvm import (
     options,
     quantize_command,
     report_command,
+    run_verb,
     tune_command,
 )
 from shiftadd_tvm.console import Console
@@ -60,50 +61,7 @@ app.command()(compile_command.compile)
 app.command()(tune_command.tune)
 
 
-@app.command()
-def run(
-    artifact: options.Art,
-    prompt: Annotated[
-        str, typer.Option(metavar="TEXT", help="The text to continue.", show_default=False)
-    ],
-    max_new_tokens: options.NewTokens = 128,
-    temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
-    top_k: options.TopK = 0,
-    repetition_penalty: options.Penalty = 1.0,
-    seed: options.Seed = 0,
-    stop: options.Stop = None,
-    threads: options.Threads = None,
-    json: options.Json = False,
-    verbose: options.Verbose = False,
-    quiet: options.Quiet = False,
-) -> None:
-    """Continue a text.
-
-    The default is greedy: the same prompt always gives the same text. Only the text goes to stdout.
-    """
-    from shiftadd_tvm.runtime.engine import Sampling
-    from shiftadd_tvm.runtime.generation import TextModel
-
-    console = Console(json=json, quiet=quiet, verbose=verbose)
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    console.log("run", f"loading {artifact}")
-    with leaving("the text ends here"):
-        model = TextModel(artifact, threads=threads)
-        generation = model.generate(prompt, max_new_tokens, sampling, stop or ())
-        try:
-            for piece in generation:
-                if not json:
-                    print(piece, end="", flush=True)
-        finally:
-            if generation.text and not json:
-                print(flush=True)
-    console.result(generation.to_dict(), "")
-    console.note(
-        f"prefill {generation.prefill_tokens_per_second:.1f} tokens/s, "
-        f"decode {generation.decode_tokens_per_second:.1f} tokens/s, "
-        f"{len(generation.tokens)} tokens, ended by {generation.finish_reason}"
-    )
+app.command()(run_verb.run)
 
 
 @app.command()

@@ -43,6 +43,7 @@ class CodedTensors:
     """What every kind of packed model has: linears as planes and scales, in mapped files."""
 
     path: Path
+    quantization: dict[str, object]  # the quantization_config
     layout: CodedLayout
     _files: Mapping[str, Tensors]
     _groups: dict[str, tuple[str, ...]]  # of every linear

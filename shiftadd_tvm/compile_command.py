@@ -22,6 +22,8 @@ def compile(
     target: options.Target = None,
     bits: options.CheckpointBits = None,
     effort: options.Effort = "normal",
+    calib: options.Examples = None,
+    outputs: options.Outputs = None,
     context: options.Context = None,
     sequences: options.Sequences = 4,
     activations: options.Activations = "int16",
@@ -56,6 +58,8 @@ def compile(
             target=target,
             bits=whole,
             effort=effort,
+            calib=calib,
+            outputs=options.parse_names(outputs),
             config=config,
             force=force,
             context=context,
@@ -75,7 +79,7 @@ def _carry_out(plan: "CompilePlan", console: Console, force: bool) -> None:
     from shiftadd_tvm import presentation, workflow
 
     if plan.quantize is not None:
-        note = presentation.resumable(plan.packed)
+        note = presentation.resumable(plan.quantize)
         with leaving(note), console.progress("quantizing") as progress:
             workflow.run_quantize(plan.quantize, progress=progress)
     count = STAGES - (not plan.settings.verify or not plan.backend.runs_here())

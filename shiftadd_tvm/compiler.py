@@ -19,6 +19,7 @@ from tvm.tirx import IntImm, PrimFunc
 
 from shiftadd_tvm import artifact, graph, parameters, pipeline, verification
 from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.coded_tensors import CodedTensors
 from shiftadd_tvm.compile_settings import BATCHES, CompileSettings
 from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.files import canonical_json, sha256, staged
@@ -81,19 +82,19 @@ def compile_model(
         signatures, held = _signatures(module), held_as(module, settings.activations)
         progress("compiling kernels")
         executable, kernels = pipeline.build(module, backend, settings.dump_ir, logs)
-        _link(executable, folder / artifact.LIBRARY, linker, Path(kept))
+        link(executable, folder / artifact.LIBRARY, linker, Path(kept))
         progress("packing parameters")
-        stream_tensors(folder / artifact.PARAMETERS, [_source(p, model) for p in found])
+        stream_tensors(folder / artifact.PARAMETERS, [source(p, model) for p in found])
         _copy_files(model, folder)
         limits = _limits(context, settings.batches, lookup_rows(logs))
         manifest = _manifest(
             model, backend, settings, held, limits, found, signatures, kernels, version
         )
-        manifest["files"] = _files(folder)
+        manifest["files"] = files(folder)
         if settings.package:
             progress("packaging")
             manifest |= _package(folder, manifest, backend, settings, Path(kept))
-        result = _gate(folder, manifest, backend, settings, progress)
+        result = gate(folder, manifest, backend, settings, progress)
         progress("publishing")
     report = CompileReport(
         target=backend.name,
@@ -127,7 +128,7 @@ def held_as(module: IRModule, activations: str) -> str:
     """Return the loosest format in which the look-ups of a module hold activations, where `activations`
     was asked for: scales without a fast form leave them as they are."""
     functions = (f for _, f in module.functions_items() if isinstance(f, PrimFunc))
-    rounded = any((f.attrs or {}).get(OP) == "lut_build" for f in functions)
+    rounded = any((f.attrs or {}).get(OP) in ("lut_build", "lut_round") for f in functions)
     return activations if rounded else lut_float.NAME
 
 
@@ -148,17 +149,17 @@ def _reserve(folder: Path) -> None:
         os.posix_fallocate(probe.fileno(), 0, LINK_ROOM)
 
 
-def _link(executable: relax.VMExecutable, path: Path, linker: Linker, kept: Path) -> None:
+def link(executable: relax.VMExecutable, path: Path, linker: Linker, kept: Path) -> None:
     """Write the library at `path`, and what it was linked from into the folder `kept`."""
     for folder in (path.parent, Path(tempfile.gettempdir())):
         _reserve(folder)
 
-    def link(output: str, objects: list[str], options: Any = None) -> None:
+    def linked(output: str, objects: list[str], options: Any = None) -> None:
         linker.link(Path(output), objects)
         for item in objects:
             shutil.copyfile(item, kept / Path(item).name)
 
-    executable.export_library(str(path), fcompile=link)
+    executable.export_library(str(path), fcompile=linked)
 
 
 def _package(
@@ -179,7 +180,8 @@ def _package(
     )
 
 
-def _source(parameter: parameters.Parameter, model: PackedModel) -> Source:
+def source(parameter: parameters.Parameter, model: CodedTensors) -> Source:
+    """Return a parameter as it is stored: its bytes, padded."""
     nbytes = math.prod(parameter.shape) * np.dtype(parameter.dtype).itemsize
     padded = -(-nbytes // ALIGNMENT) * ALIGNMENT
 
@@ -201,7 +203,8 @@ def _copy_files(model: PackedModel, folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def _files(folder: Path) -> dict[str, object]:
+def files(folder: Path) -> dict[str, object]:
+    """Return bytes and sha256 of every file of an artifact but the manifest."""
     paths = sorted(path for path in folder.iterdir() if path.name != artifact.MANIFEST)
     return {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths}
 
@@ -213,9 +216,9 @@ def _signatures(module: IRModule) -> dict[str, object]:
     }
     return {
         name: {
-            "inputs": [_tensor(p.name, p.ty) for p in function.params if _is_tensor(p.ty)],
-            "outputs": [_tensor(RESULTS[name.partition("_b")[0]], function.ret_ty)],
-            "parameters": len(function.params) > 0 and not _is_tensor(function.params[-1].ty),
+            "inputs": [tensor(p.name, p.ty) for p in function.params if is_tensor(p.ty)],
+            "outputs": [tensor(RESULTS[name.partition("_b")[0]], function.ret_ty)],
+            "parameters": len(function.params) > 0 and not is_tensor(function.params[-1].ty),
         }
         for name, function in sorted(functions.items())
     }
@@ -232,11 +235,13 @@ RESULTS = {
 }
 
 
-def _is_tensor(type_: Any) -> bool:
+def is_tensor(type_: Any) -> bool:
+    """Tell whether a Relax type is that of one tensor."""
     return isinstance(type_, relax.TensorType)
 
 
-def _tensor(name: str, type_: Any) -> dict[str, object]:
+def tensor(name: str, type_: Any) -> dict[str, object]:
+    """Return name, dtype and shape of a Relax tensor type as the manifest has them."""
     sizes = type_.shape.values
     shape = [int(size) if isinstance(size, IntImm) else str(size) for size in sizes]
     return {"name": name, "dtype": str(type_.dtype), "shape": shape}
@@ -253,19 +258,33 @@ def _manifest(
     kernels: Counter[str],
     version: str,
 ) -> dict[str, object]:
-    versions = {name: importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")}
-    quantization = {key: model.quantization[key] for key in ("bits", "scales", "rotation")}
     return {
-        "schema": artifact.SCHEMA,
-        "abi": artifact.ABI,
+        **producer(model, backend, version),
         "kind": "decoder",
-        "producer": {"shiftadd-tvm": version, **versions},
         "command": (
             f"compile --target {backend.name} --context {limits['context']} "
             f"--sequences {settings.sequences} --activations {settings.activations}"
             f"{' --' + settings.package if settings.package else ''}"
             f"{' --embed-parameters' if settings.embed_parameters else ''}"
         ),
+        "activations": {"lut_query": activations},
+        "functions": signatures,
+        "parameters": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found],
+        "looked_up": looked_up(model, found),
+        "limits": limits,
+        "model": _model_facts(model),
+        "kernels": dict(kernels),
+    }
+
+
+def producer(model: CodedTensors, backend: Backend, version: str) -> dict[str, object]:
+    """Return what the manifest says of any kind of artifact: who made it, from what, for what."""
+    versions = {name: importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")}
+    quantization = {key: model.quantization[key] for key in ("bits", "scales", "rotation")}
+    return {
+        "schema": artifact.SCHEMA,
+        "abi": artifact.ABI,
+        "producer": {"shiftadd-tvm": version, **versions},
         "target": {
             "preset": backend.name,
             "machine": backend.machine,
@@ -273,18 +292,11 @@ def _manifest(
             "tvm": backend.target,
         },
         "packed_order": backend.order,
-        "activations": {"lut_query": activations},
-        "functions": signatures,
-        "parameters": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found],
-        "looked_up": looked_up(model, found),
-        "limits": limits,
-        "model": _model_facts(model),
         "quantization": {
             **quantization,
             "effective_bits": model.effective_bits(),
             "linear_bytes": model.linear_bytes(),
         },
-        "kernels": dict(kernels),
         "load": "map",
         "verified": False,
     }
@@ -329,13 +341,14 @@ def looked_up(model: PackedModel, found: list[parameters.Parameter]) -> list[str
     return [parameter.name for parameter in found if parameter.name in wanted]
 
 
-def _gate(
+def gate(
     folder: Path,
     manifest: dict[str, object],
     backend: Backend,
     settings: CompileSettings,
     progress: Progress,
 ) -> dict[str, object] | None:
+    """Write the manifest and, where the target runs here, check the artifact; raise `GateError`."""
     path = folder / artifact.MANIFEST
     path.write_bytes(canonical_json(manifest))
     if not settings.verify or not backend.runs_here():

@@ -52,11 +52,16 @@ def package(bundle: bool, single_library: bool) -> str | None:
     return "bundle" if bundle else "single-library" if single_library else None
 
 
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """Return the names of a list with commas."""
+    return tuple(name for name in (text or "").split(",") if name)
+
+
 Source = Annotated[
     str,
     typer.Argument(
         metavar="SRC",
-        help="Hugging Face folder, .safetensors beside its config.json, .gguf, or org/name.",
+        help="Hugging Face folder, .safetensors beside its config.json, .gguf, .onnx, or org/name.",
         show_default=False,
     ),
 ]
@@ -64,7 +69,7 @@ CompileSource = Annotated[
     str,
     typer.Argument(
         metavar="SRC",
-        help="Packed model; or a checkpoint (folder, .safetensors, .gguf, org/name), which is "
+        help="Packed model; or a checkpoint (folder, .safetensors, .gguf, .onnx, org/name), which is "
         "quantized first.",
         show_default=False,
     ),
@@ -85,6 +90,18 @@ Target = Annotated[
 ]
 CheckpointBits = Annotated[
     str | None, typer.Option(metavar="B", help="Bits of a plain checkpoint: 1 to 4 (4).")
+]
+Outputs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[,NAME]", help="Of an ONNX graph: values that take the place of its outputs."
+    ),
+]
+Examples = Annotated[
+    Path | None,
+    typer.Option(
+        "--calib", metavar="NPZ", help="Of an ONNX graph: examples of its inputs, by their names."
+    ),
 ]
 Sequences = Annotated[
     int,

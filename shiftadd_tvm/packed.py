@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from shiftadd_tvm.coded_tensors import INDEX, CodedTensors, is_finite, open_shards
-from shiftadd_tvm.errors import BadFileError
+from shiftadd_tvm.errors import BadFileError, UnsupportedError
 from shiftadd_tvm.families import Decoder
 from shiftadd_tvm.packed_config import QUANT_METHOD, read_config, read_json
 from shiftadd_tvm.packed_layout import Layout
@@ -115,15 +115,29 @@ def open_packed(path: str | Path) -> PackedModel:
             f"{folder} is not a packed model: it has no {CONFIG} whose quantization_config says "
             f"{QUANT_METHOD!r}; make one with shiftadd-tvm quantize."
         )
+    if kind(folder) == "onnx":
+        raise UnsupportedError(
+            f"{folder} holds an ONNX graph, expected a language model here; compile it and call the "
+            "artifact (docs/onnx.md)."
+        )
     return PackedModel(folder)
 
 
 def is_packed(path: str | Path) -> bool:
     """Tell whether the folder `path` says that it is a packed model; raise if its config is bad."""
+    return _quantization(path).get("quant_method") == QUANT_METHOD
+
+
+def kind(path: str | Path) -> object:
+    """Return what the folder `path` says of the kind of its packed model, such as "hf" or "onnx"."""
+    return _quantization(path).get("kind")
+
+
+def _quantization(path: str | Path) -> dict[str, object]:
     config = Path(path) / CONFIG
     if not config.is_file():
-        return False
+        return {}
     quantization = read_json(config).get("quantization_config")
-    return isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD
+    return quantization if isinstance(quantization, dict) else {}
 
 

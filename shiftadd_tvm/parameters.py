@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shiftadd_tvm.bcq import BCQWeight, SeparableScales
+from shiftadd_tvm.coded_tensors import CodedTensors
 from shiftadd_tvm.decoder_model import Decoder, Rope
 from shiftadd_tvm.layers import Group, Linear
 from shiftadd_tvm.ops import dense, elementwise, lut, lut_group
@@ -31,7 +32,7 @@ class Parameter:
     read: Callable[[], Array]
 
 
-def groups(model: PackedModel, rows: int, activations: str) -> dict[str, Group]:
+def groups(model: CodedTensors, rows: int, activations: str) -> dict[str, Group]:
     """Return the linears that share an activation by the name of their first, for row blocks of
     `rows` and a format of look-ups (whole numbers have a fast form of grouped scales)."""
     found = {}
@@ -44,7 +45,7 @@ def groups(model: PackedModel, rows: int, activations: str) -> dict[str, Group]:
     return found
 
 
-def stacked(model: PackedModel, members: tuple[str, ...], rows: int) -> list[tuple[str, ...]]:
+def stacked(model: CodedTensors, members: tuple[str, ...], rows: int) -> list[tuple[str, ...]]:
     """Return runs of `members` that one matrix can hold: separable, equal bits and terms, and each
     but the last of whole row blocks."""
     runs: list[list[str]] = []
@@ -66,7 +67,7 @@ def _stack(above: BCQWeight, below: BCQWeight, rows: int) -> bool:
     return above.bits == below.bits and terms(above.scales) == terms(below.scales)
 
 
-def _linear_type(model: PackedModel, members: tuple[str, ...], activations: str) -> Linear:
+def _linear_type(model: CodedTensors, members: tuple[str, ...], activations: str) -> Linear:
     weights = [model.weight(name) for name in members]
     scales, inputs = weights[0].scales, weights[0].shape[1]
     block = None if isinstance(scales, SeparableScales) else (scales.rows, scales.columns)
@@ -92,9 +93,12 @@ def parameters(
     for name in model.names():
         if name in vectors:
             found.append(_copied(model, name, decoder.norm.offset if name in norms else 0.0))
-    for group in groups.values():
-        found += _group(model, group, rows)
-    return found
+    return found + of_groups(model, groups, rows)
+
+
+def of_groups(model: CodedTensors, groups: Mapping[str, Group], rows: int) -> list[Parameter]:
+    """Return the parameters of coded linears, in the order of their `groups`."""
+    return [p for group in groups.values() for p in _group(model, group, rows)]
 
 
 def _stored_matrices(decoder: Decoder) -> list[str]:
@@ -143,7 +147,7 @@ def _raw(model: PackedModel, name: str) -> Parameter:
     return Parameter(name, tuple(model.raw(name).shape), "float32", lambda: model.raw(name))
 
 
-def _group(model: PackedModel, group: Group, rows: int) -> Iterator[Parameter]:
+def _group(model: CodedTensors, group: Group, rows: int) -> Iterator[Parameter]:
     yield from itertools.chain.from_iterable(_matrix(model, s, rows) for s in group.stacks)
     arrays = model.weight(group.leader).arrays()
     for suffix in ("column_terms", "signs"):  # of the activation, not of a linear
@@ -152,7 +156,7 @@ def _group(model: PackedModel, group: Group, rows: int) -> Iterator[Parameter]:
             yield Parameter(f"{group.leader}.{suffix}", arrays[suffix].shape, "uint8", same)
 
 
-def _matrix(model: PackedModel, stack: Linear, rows: int) -> Iterator[Parameter]:
+def _matrix(model: CodedTensors, stack: Linear, rows: int) -> Iterator[Parameter]:
     """Yield what belongs to the rows of one stack, every linear's one below the other's."""
     weights = [model.weight(name) for name in stack.members]
     bits, inputs = weights[0].bits, weights[0].shape[1]
@@ -186,6 +190,6 @@ def _matrix(model: PackedModel, stack: Linear, rows: int) -> Iterator[Parameter]
         yield Parameter(f"{stack.name}.bias", bias.shape, "float32", lambda: bias)
 
 
-def _bias(model: PackedModel, name: str, outputs: int) -> Array:
+def _bias(model: CodedTensors, name: str, outputs: int) -> Array:
     stored = f"{name}.bias"
     return model.read(stored) if stored in model.names() else np.zeros(outputs, np.float32)

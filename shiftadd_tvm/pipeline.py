@@ -6,7 +6,8 @@
 
 `dump` writes the module after each phase. An operator with a record in a tuning log is "tuned", one
 without is "scheduled" by hand; one without a schedule file keeps its own loops: it is correct, counted
-as "fallback", and named in the log.
+as "fallback", and named in the log. A module from an importer has operators that are not ours: they
+are fused and scheduled by `imported_operators.py`, and counted as "imported".
 """
 
 import functools
@@ -24,12 +25,15 @@ from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 from tvm.tirx import PrimFunc
 
+from shiftadd_tvm import imported_operators
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.ops import OP
 from shiftadd_tvm.parameter_checks import DropParameterChecks
 from shiftadd_tvm.tuning.log import TuningLog
 
 log = logging.getLogger(__name__)
+
+IMPORTED = "shiftadd.imported"  # attribute of a module that holds operators which are not ours
 
 PLAN = (
     relax.transform.LegalizeOps,
@@ -110,6 +114,8 @@ def lower(
     with tvm.target.Target(backend.target):
         _dump(module, dump, "0-built")
         module, counts = apply_schedules(module, backend, logs)
+        if IMPORTED in (module.attrs or {}):
+            module, counts["imported"] = imported_operators.fuse_and_schedule(module, backend.lanes)
         _dump(module, dump, "1-scheduled")
         module = tvm.transform.Sequential([step() for step in PLAN])(module)
         _dump(module, dump, "2-planned")

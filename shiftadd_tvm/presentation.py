@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shiftadd_tvm.console import clock, size
+from shiftadd_tvm.packed import kind
 
 if TYPE_CHECKING:
     from shiftadd_tvm.compiler import CompileReport
@@ -41,7 +42,10 @@ def quantize_plan(source: str, plan: "QuantizePlan", memory: int | None = None) 
         "scales": f"{settings.scale_format}, rotation {rotation}",
         "size": f"about {size(fields['estimated_bytes'])}",
     }
-    if settings.calibrated:
+    if "examples" in fields:
+        count = fields["examples"]
+        rows["calibration"] = f"{count} examples" if count else "none: no --calib was given"
+    elif settings.calibrated:
         tokens = settings.calibration_tokens or settings.amounts.tokens
         text = settings.calibration_text or "text that the model writes itself"
         rows["calibration"] = f"{tokens} tokens of {text}"
@@ -51,12 +55,15 @@ def quantize_plan(source: str, plan: "QuantizePlan", memory: int | None = None) 
 
 def _stored(kind: str) -> str:
     """Return how a checkpoint's weights are stored, and what follows for whole-number formats."""
-    plain = kind.startswith("safetensors")
+    plain = kind.startswith(("safetensors", "ONNX"))
     return kind if plain else f"{kind}: dequantized, then fitted anew"
 
 
-def resumable(output: Path) -> str:
+def resumable(plan: "QuantizePlan") -> str:
     """Return what an interrupted quantization leaves behind."""
+    output = plan.output
+    if "examples" in plan.fields:  # a graph: quick, so that nothing is kept
+        return f"{output} was not written"
     return (
         f"finished layers are kept in {output}.partial, and the same command goes on after them; "
         f"{output} was not written"
@@ -133,6 +140,8 @@ def _after_compile(plan: "CompilePlan") -> str:
     if plan.settings.package and plan.backend.runs_here():
         return f"cmake -S YOUR_SOURCES -B build -DCMAKE_PREFIX_PATH={_path(plan.output.resolve())}"
     if plan.backend.runs_here():
+        if kind(plan.packed) == "onnx":
+            return f"shiftadd-tvm run {place} --inputs inputs.npz"
         return f"shiftadd-tvm run {place} --prompt 'The capital of France is'"
     return (
         f"copy {place} to a machine that can run {plan.backend.name} "

@@ -35,7 +35,8 @@ Calib = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Calibration text, .txt or .jsonl; without it the model writes its own.",
+        help="Calibration text, .txt or .jsonl; without it the model writes its own. Of an ONNX "
+        "graph: an .npz file of its inputs by name; without it no data are used.",
     ),
 ]
 CalibTokens = Annotated[
@@ -68,6 +69,7 @@ def quantize(
     mixed: Mixed = True,
     calib: Calib = None,
     calib_tokens: CalibTokens = None,
+    outputs: options.Outputs = None,
     scales: Scales = "separable",
     rotation: Rotation = True,
     embedding_bits: EmbeddingBits = 16,
@@ -99,13 +101,20 @@ def quantize(
     )
     with leaving("nothing was written"):
         size = None if target_size is None else options.parse_size(target_size)
-        plan = workflow.plan_quantize(source, output, settings, config=config, target_size=size)
+        plan = workflow.plan_quantize(
+            source,
+            output,
+            settings,
+            config=config,
+            target_size=size,
+            outputs=options.parse_names(outputs),
+        )
         needed = workflow.check_memory(plan, max_memory)
     console.table("plan", presentation.quantize_plan(source, plan, needed))
     if dry_run:
         console.result({**plan.fields, "output": str(plan.output)}, "")
         return
-    with leaving(presentation.resumable(plan.output)), console.progress("quantizing") as progress:
+    with leaving(presentation.resumable(plan)), console.progress("quantizing") as progress:
         report = workflow.run_quantize(plan, resume=resume, force=force, progress=progress)
     fields = {**report.to_dict(), "output": str(plan.output)}
     console.result(fields, presentation.quantize_summary(plan, report))

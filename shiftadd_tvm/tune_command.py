@@ -67,7 +67,7 @@ def tune(
         )
     console.table("plan", presentation.tune_plan(plan))
     if plan.quantize is not None:
-        note = presentation.resumable(plan.quantize.output)
+        note = presentation.resumable(plan.quantize)
         with leaving(note), console.progress("quantizing") as progress:
             workflow.run_quantize(plan.quantize, progress=progress)
     with leaving(KEPT), console.progress("tuning") as progress:

@@ -19,12 +19,15 @@ from pathlib import Path
 
 import numpy as np
 
-from shiftadd_tvm.artifact import Artifact, read_golden
+from shiftadd_tvm.artifact import GOLDEN, Artifact, read_golden
 from shiftadd_tvm.errors import BadFileError, GateError
 
 # Of the largest |golden logit|, by the format of the look-ups' activations. Whole numbers round what
 # the golden logits do not: on SmolLM2-135M at 4 bits the largest difference is 0.29 % (int16).
 RELATIVE = {"float32": 5e-4, "int16": 1e-2, "int8": 0.3}
+# Of a function's outputs that are no floats, such as the index of the largest logit: so many of the
+# elements must agree, since rounding decides where two logits are close.
+OTHER = 0.9
 
 Array = np.ndarray
 
@@ -73,6 +76,8 @@ def run_golden(artifact: Artifact, ids: Array) -> tuple[Array, Array]:
 def verify_here(path: Path, golden: Path | None = None) -> Verification:
     """Run the gate in this process."""
     artifact = Artifact(path)
+    if artifact.manifest["kind"] == "function":
+        return _verify_function(artifact, golden)
     ids, logits = read_golden(golden) if golden else artifact.golden()
     vocabulary = artifact.number("model", "vocabulary")
     if logits.shape[-1] != vocabulary or ids.min(initial=0) < 0 or ids.max() >= vocabulary:
@@ -88,6 +93,35 @@ def verify_here(path: Path, golden: Path | None = None) -> Verification:
         all(v.tokens_equal for v in worst),
         worst[0].tokens_compared,
     )
+
+
+def _verify_function(artifact: Artifact, golden: Path | None) -> Verification:
+    """Run the function on the golden inputs: floats agree within `RELATIVE` of each output's largest,
+    the most wrong output counting; other outputs within `OTHER` of their elements."""
+    from shiftadd_tvm.onnx_packed import read_golden as read_tensors
+    from shiftadd_tvm.runtime.function import FunctionModel
+
+    inputs, expected = read_tensors(golden or artifact.path / GOLDEN)
+    found = FunctionModel(artifact)(inputs)
+    if {n: a.shape for n, a in found.items()} != {n: a.shape for n, a in expected.items()}:
+        raise BadFileError(
+            f"{golden or artifact.path} has golden outputs {', '.join(expected)}, the artifact gives "
+            f"{', '.join(found)}; use the golden file of the same model."
+        )
+    relative = RELATIVE[artifact.activations()]
+    worst, equal, compared = (0.0, relative), True, 0
+    for name, golden_values in expected.items():
+        values = found[name]
+        if np.issubdtype(golden_values.dtype, np.floating):
+            size = float(np.abs(golden_values).max())
+            error = float(np.abs(golden_values.astype(np.float64) - values).max())
+            error = error if np.isfinite(values).all() else float("inf")
+            limit = size * relative
+            worst = max(worst, (error, limit), key=lambda pair: pair[0] / max(pair[1], 1e-30))
+        else:
+            compared += values.size
+            equal = equal and float((values == golden_values).mean()) >= OTHER
+    return Verification(*worst, equal, compared)
 
 
 def measure(path: Path, golden: Path | None = None) -> Verification:

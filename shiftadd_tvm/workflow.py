@@ -8,7 +8,6 @@ Where outputs go when nobody says is decided here too.
 import difflib
 import importlib
 import pkgutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,12 +19,14 @@ from shiftadd_tvm.errors import OutputError, ShiftAddError, UsageError
 if TYPE_CHECKING:
     from shiftadd_tvm.artifact import Artifact
     from shiftadd_tvm.backend import Backend
-    from shiftadd_tvm.benchmark.models import Request
     from shiftadd_tvm.checkpoint_base import Checkpoint
     from shiftadd_tvm.compile_settings import CompileSettings
     from shiftadd_tvm.compiler import CompileReport
+    from shiftadd_tvm.onnx_packed import PackedGraph
+    from shiftadd_tvm.onnx_quantization import GraphPlan
     from shiftadd_tvm.packed import PackedModel
     from shiftadd_tvm.quantization import QuantizeReport
+    from shiftadd_tvm.runtime.function import FunctionModel
     from shiftadd_tvm.runtime.generation import TextModel
     from shiftadd_tvm.settings import QuantizeSettings
 
@@ -33,7 +34,6 @@ DEFAULT_BITS = 4
 DEFAULT_EFFORT = "normal"
 
 QuantizeProgress = Callable[[int, int, str], None]  # weights done, weights in all, what
-BenchProgress = Callable[[int, int, str], None]  # rounds done, rounds in all, what
 Stage = Callable[[str], None]
 
 
@@ -45,7 +45,7 @@ def _module(name: str) -> Any:
 class QuantizePlan:
     """What `quantize` would do; `fields` is `quantize_plan.plan`'s estimate."""
 
-    checkpoint: "Checkpoint"
+    checkpoint: "Checkpoint | GraphPlan"
     output: Path
     settings: "QuantizeSettings"
     fields: dict[str, Any]
@@ -105,12 +105,18 @@ def plan_quantize(
     *,
     config: str | Path | None = None,
     target_size: int | None = None,
+    outputs: Sequence[str] = (),
 ) -> QuantizePlan:
     """Open and check `source`, and return what `quantize` would make of it.
 
-    With a `target_size`, in bytes, the bits are as many as fit into it.
+    With a `target_size`, in bytes, the bits are as many as fit into it. `outputs` names values of an
+    ONNX graph that take the place of its outputs.
     """
     settings = settings or make_settings(bits=DEFAULT_BITS)
+    if _module("onnx_workflow").is_graph(source, outputs):
+        graph = _module("onnx_workflow").plan(source, settings, outputs, config, target_size)
+        place = Path(output) if output else quantized_output(source, settings.bits)
+        return QuantizePlan(graph, place, graph.settings, graph.fields)
     checkpoint = _module("checkpoint").open_checkpoint(source, config)
     planning = _module("quantize_plan")
     if target_size is not None:
@@ -124,6 +130,8 @@ def plan_quantize(
 def check_memory(plan: QuantizePlan, limit: float | None = None) -> int:
     """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB, or
     the machine's memory."""
+    if _module("onnx_workflow").is_graph(plan.checkpoint.path):
+        return _module("onnx_workflow").check_memory(plan.checkpoint, limit)
     decoder = _module("families").read_config(plan.checkpoint.config)
     needed: int = _module("quantize_memory").check(decoder, plan.settings, limit)
     return needed
@@ -137,6 +145,9 @@ def run_quantize(
     progress: QuantizeProgress | None = None,
 ) -> "QuantizeReport":
     """Carry out a plan."""
+    if _module("onnx_workflow").is_graph(plan.checkpoint.path):
+        graph = _module("onnx_quantization")
+        return graph.quantize(plan.checkpoint, plan.output, force=force, progress=progress)
     report: QuantizeReport = _module("quantization").quantize(
         plan.checkpoint, plan.output, plan.settings, resume=resume, force=force, progress=progress
     )
@@ -151,12 +162,16 @@ def quantize(
     resume: bool = True,
     force: bool = False,
     target_size: int | None = None,
+    outputs: Sequence[str] = (),
     progress: QuantizeProgress | None = None,
     **settings: Any,
 ) -> "QuantizeReport":
-    """Quantize a checkpoint into a packed model; `settings` are those of `QuantizeSettings`."""
+    """Quantize a checkpoint, or an ONNX graph with `outputs` of its values, into a packed model;
+    `settings` are those of `QuantizeSettings`."""
     wanted = make_settings(**settings)
-    plan = plan_quantize(source, output, wanted, config=config, target_size=target_size)
+    plan = plan_quantize(
+        source, output, wanted, config=config, target_size=target_size, outputs=outputs
+    )
     return run_quantize(plan, resume=resume, force=force, progress=progress)
 
 
@@ -167,23 +182,33 @@ def plan_compile(
     target: str | None = None,
     bits: float | None = None,
     effort: str = DEFAULT_EFFORT,
+    calib: str | Path | None = None,
+    outputs: Sequence[str] = (),
     config: str | Path | None = None,
     force: bool = False,
     **settings: Any,
 ) -> CompilePlan:
     """Check everything that can be checked before the work, and return what `compile` would do.
 
-    `settings` are those of `CompileSettings`.
+    `settings` are those of `CompileSettings`; `calib` and `outputs` are for an ONNX file.
     """
     backends = _module("backend")
     backend = backends.load(target) if target else backends.detect()
-    plan = plan_source(source, output, backend, bits, config, effort, **settings)
+    if calib is not None and not _module("onnx_workflow").is_graph(source):
+        raise UsageError(
+            f"compile takes --calib for ONNX files, {source} is none; quantize it first, with --calib."
+        )
+    plan = plan_source(
+        source, output, backend, bits, config, effort, calib=calib, outputs=outputs, **settings
+    )
     _module("files").refuse_existing(plan.output, _module("artifact").MANIFEST, force)
     # Before torch, which tvm_ffi would otherwise take up; and a broken TVM shows before the work.
     with _module("runtime.library").without_torch():
         compiler = _module("compiler")
     if plan.quantize is not None:
         check_memory(plan.quantize)
+        if _module("onnx_workflow").is_graph(source):
+            return plan
         decoder = _module("families").read_config(plan.quantize.checkpoint.config)
         compiler.check_context(decoder.positions, plan.settings.context)
     return plan
@@ -196,6 +221,8 @@ def plan_source(
     bits: float | None,
     config: str | Path | None,
     effort: str = DEFAULT_EFFORT,
+    calib: str | Path | None = None,
+    outputs: Sequence[str] = (),
     **settings: Any,
 ) -> CompilePlan:
     """Return how `source` becomes a packed model for `backend`, and where its artifact goes.
@@ -204,16 +231,20 @@ def plan_source(
     """
     chosen = _module("compile_settings").CompileSettings(**settings)
     if _module("packed").is_packed(source):
-        if bits is not None or config is not None:
+        if bits is not None or config is not None or outputs:
             raise UsageError(
                 f"{source} is a packed model, its bits and its config.json are fixed; leave out "
-                "--bits and --config, or give the original checkpoint."
+                "--bits, --config and --outputs, or give the original checkpoint."
             )
         packed = Path(source)
         place = Path(output) if output else compiled_output(packed, backend.name)
         return CompilePlan(packed, place, backend, None, False, chosen)
-    wanted = make_settings(bits=DEFAULT_BITS if bits is None else bits, effort=effort)
-    first = plan_quantize(source, None, wanted, config=config)
+    wanted = make_settings(
+        bits=DEFAULT_BITS if bits is None else bits,
+        effort=effort,
+        calibration_text=None if calib is None else str(calib),
+    )
+    first = plan_quantize(source, None, wanted, config=config, outputs=outputs)
     place = Path(output) if output else compiled_output(first.output, backend.name)
     reused = first.output.exists()
     if reused:
@@ -223,7 +254,10 @@ def plan_source(
 
 def _check_same(plan: QuantizePlan) -> None:
     """Raise `OutputError` unless the packed model at the plan's output is what it would make."""
-    if _module("packed").is_packed(plan.output):
+    if _module("onnx_workflow").is_graph(plan.checkpoint.path):
+        if _module("onnx_quantization").made_by(plan.output, plan.checkpoint):
+            return
+    elif _module("packed").is_packed(plan.output):
         found = _module("packed").open_packed(plan.output).quantization
         if _module("packed_config").made_by(found, plan.checkpoint, plan.settings):
             return
@@ -240,8 +274,14 @@ def run_compile(
     progress: Stage = lambda stage: None,
 ) -> "CompileReport":
     """Carry out a plan whose packed model exists by now."""
-    model: PackedModel = _module("packed").open_packed(plan.packed)
-    report: CompileReport = _module("compiler").compile_model(
+    model: PackedModel | PackedGraph
+    if _module("packed").kind(plan.packed) == "onnx":
+        model = _module("onnx_packed").PackedGraph(plan.packed)
+        compile_it = _module("function_compiler").compile_graph
+    else:
+        model = _module("packed").open_packed(plan.packed)
+        compile_it = _module("compiler").compile_model
+    report: CompileReport = compile_it(
         model,
         plan.output,
         plan.backend,
@@ -260,13 +300,15 @@ def compile(
     target: str | None = None,
     bits: float | None = None,
     effort: str = DEFAULT_EFFORT,
+    calib: str | Path | None = None,
+    outputs: Sequence[str] = (),
     config: str | Path | None = None,
     force: bool = False,
     **settings: Any,
 ) -> "CompileReport":
     """Compile a packed model, or a checkpoint that is quantized first, into an artifact.
 
-    `settings` are those of `CompileSettings`.
+    `settings` are those of `CompileSettings`; `calib` and `outputs` are for an ONNX file.
     """
     plan = plan_compile(
         source,
@@ -274,6 +316,8 @@ def compile(
         target=target,
         bits=bits,
         effort=effort,
+        calib=calib,
+        outputs=outputs,
         config=config,
         force=force,
         **settings,
@@ -283,74 +327,15 @@ def compile(
     return run_compile(plan, force=force)
 
 
-def load(path: str | Path, *, threads: int | None = None) -> "TextModel":
-    """Load an artifact to generate text with: `load(path).generate("Once upon a time")`."""
+def load(path: str | Path, *, threads: int | None = None) -> "TextModel | FunctionModel":
+    """Load an artifact: to generate text with, `load(path).generate("Once upon a time")`; or of kind
+    `function`, to call with arrays by name, `load(path)(input_image=images)`."""
+    opened: Artifact = _module("artifact").Artifact(path)
+    if opened.manifest["kind"] == "function":
+        function: FunctionModel = _module("runtime.function").FunctionModel(opened, threads=threads)
+        return function
     model: TextModel = _module("runtime.generation").TextModel(path, threads=threads)
     return model
-
-
-def bench(
-    path: str | Path, request: "Request", *, progress: BenchProgress | None = None
-) -> dict[str, Any]:
-    """Measure an artifact; return the fields of `bench --json`."""
-    fields: dict[str, Any] = _module("benchmark.models").measure(
-        Path(path), request, progress or _silent
-    )
-    return {"model": str(path), **fields}
-
-
-def bench_synthetic(
-    name: str,
-    bits: int,
-    request: "Request",
-    *,
-    target: str | None = None,
-    progress: BenchProgress | None = None,
-) -> dict[str, Any]:
-    """Compile a published shape with made-up weights into a temporary folder, and measure it."""
-    progress = progress or _silent
-    backends, models = _module("backend"), _module("benchmark.models")
-    backend = backends.load(target) if target else backends.detect()
-    settings = make_settings(bits=bits, embedding_bits=8)
-    model = _module("synthetic").SyntheticModel(_module("shapes").config(name), settings)
-    context = models.context(request)
-    if context > model.decoder.positions:
-        raise UsageError(
-            f"--prompt-tokens and --new-tokens make {context} tokens, {name} has "
-            f"{model.decoder.positions} positions; ask for fewer."
-        )
-    with _module("runtime.library").without_torch():
-        compiler = _module("compiler")
-    with tempfile.TemporaryDirectory(prefix="shiftadd-bench-") as folder:
-        artifact = Path(folder) / "artifact"
-        chosen = _module("compile_settings").CompileSettings(context=context, verify=False)
-        stage = lambda what: progress(0, 1, f"{name}: {what}")
-        compiler.compile_model(model, artifact, backend, chosen, version=__version__, progress=stage)
-        _module("files").flush(artifact)  # the disk's work must not go on beside the measurement
-        return {**bench(artifact, request, progress=progress), "model": name}
-
-
-def bench_kernels(
-    shapes: "Sequence[tuple[int, int]] | str",
-    bits: int,
-    *,
-    target: str | None = None,
-    threads: int = 1,
-    baselines: bool = False,
-    progress: BenchProgress | None = None,
-) -> dict[str, Any]:
-    """Measure decode linears (outputs, inputs), or those of a published shape, by its name."""
-    backends, kernels = _module("backend"), _module("benchmark.kernels")
-    backend = backends.load(target) if target else backends.detect()
-    if isinstance(shapes, str):
-        shapes = _module("shapes").linear_shapes(shapes)
-    request = kernels.Request(shapes, bits, backend.name, threads, baselines)
-    fields: dict[str, Any] = kernels.measure(request, progress or _silent)
-    return fields
-
-
-def _silent(done: int, total: int, what: str) -> None:
-    pass
 
 
 def verify(

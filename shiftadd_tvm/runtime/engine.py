@@ -45,32 +45,30 @@ class Sampling:
         return native.SamplingParams(self.temperature, self.top_k, self.top_p, penalty, self.seed)
 
 
-class Engine:
-    """One loaded artifact: its functions, its mapped parameters, and a pool of cache pages."""
+class Model:
+    """One loaded artifact of any kind: its functions and its mapped parameters."""
 
     def __init__(
         self, artifact: str | Path | Artifact, *, threads: int | None = None, sequences: int = 1
     ) -> None:
-        """Load an artifact with room in the cache for `sequences` full contexts.
+        """Load an artifact, a decoder's with room in the cache for `sequences` full contexts.
 
         Raises `BadFileError` for a damaged artifact, `UnsupportedError` where it cannot run here.
         """
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
-        if self.artifact.manifest["kind"] != "decoder":
-            raise UnsupportedError(
-                f"{self.artifact.path} is not a decoder; it cannot generate text."
-            )
+        self.check_kind(self.artifact)
         native.load_runtime()
         params = native.ModelParams(threads=threads or 0, sequences=sequences)
         path = str(self.artifact.path).encode()
         self.handle = native.create("model_load", path, ctypes.byref(params))
         weakref.finalize(self, native.load().shiftadd_model_free, self.handle)
-        info = native.ModelInfo()
-        native.call("model_get_info", self.handle, ctypes.byref(info))
-        self.context, self.chunk, self.vocabulary = info.context, info.chunk, info.vocabulary
-        self.threads = info.threads
-        self.eos = frozenset(info.eos[: info.eos_count])
-        self.batches = list(info.batches[: info.batch_count])
+        self._info = native.ModelInfo()
+        native.call("model_get_info", self.handle, ctypes.byref(self._info))
+        self.threads = self._info.threads
+
+    @staticmethod
+    def check_kind(artifact: Artifact) -> None:
+        """Raise `UnsupportedError` for a kind of artifact that this class does not run."""
 
     def call(self, name: str, *arrays: Array) -> list[Array]:
         """Call an exported function with its inputs, in the manifest's order; return its outputs.
@@ -80,7 +78,7 @@ class Engine:
         specs, count = ctypes.POINTER(native.Tensor)(), ctypes.c_size_t()
         pointers = (ctypes.byref(specs), ctypes.byref(count))
         native.call("function_signature", self.handle, name.encode(), *pointers, None, None)
-        given = [np.ascontiguousarray(array) for array in arrays]
+        given = [np.asarray(array, order="C") for array in arrays]
         inputs = (native.Tensor * len(given))()
         for index, array in enumerate(given):
             shape = (ctypes.c_int64 * array.ndim)(*array.shape)
@@ -89,6 +87,33 @@ class Engine:
             inputs[index] = native.Tensor(wanted, dtype, array.ndim, shape, array.ctypes.data)
         result = native.create("call", self.handle, name.encode(), inputs, len(given))
         return native.Result(result).arrays()
+
+
+class Engine(Model):
+    """A loaded decoder: its functions, its mapped parameters, and a pool of cache pages."""
+
+    def __init__(
+        self, artifact: str | Path | Artifact, *, threads: int | None = None, sequences: int = 1
+    ) -> None:
+        """Load an artifact with room in the cache for `sequences` full contexts.
+
+        Raises `BadFileError` for a damaged artifact, `UnsupportedError` where it cannot run here.
+        """
+        super().__init__(artifact, threads=threads, sequences=sequences)
+        info = self._info
+        self.context, self.chunk, self.vocabulary = info.context, info.chunk, info.vocabulary
+        self.eos = frozenset(info.eos[: info.eos_count])
+        self.batches = list(info.batches[: info.batch_count])
+
+    @staticmethod
+    def check_kind(artifact: Artifact) -> None:
+        """Raise `UnsupportedError` for anything but a decoder."""
+        if artifact.manifest["kind"] != "decoder":
+            called = "; call it with --inputs" if artifact.manifest["kind"] == "function" else ""
+            raise UnsupportedError(
+                f"{artifact.path} is a {artifact.manifest['kind']} and not a decoder, it cannot generate "
+                f"text{called}."
+            )
 
     def session(self) -> "Session":
         """Return a new, empty sequence."""

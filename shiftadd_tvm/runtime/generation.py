@@ -22,6 +22,7 @@ class TextModel:
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         """Load the artifact in `path`; raises `BadFileError` or `UnsupportedError`."""
         artifact = Artifact(path)
+        Engine.check_kind(artifact)  # before its tokenizer, which no other kind has
         self.tokenizer = Tokenizer(artifact.tokenizer_file, artifact.path)
         self.engine = Engine(artifact, threads=threads)
 

@@ -1,0 +1,77 @@
+"""Where the rooms meet for ONNX files: what is one, and a plan that TVM's importer has agreed to."""
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shiftadd_tvm.errors import UsageError
+
+if TYPE_CHECKING:
+    from shiftadd_tvm.onnx_quantization import GraphPlan
+    from shiftadd_tvm.settings import QuantizeSettings
+
+SUFFIX = ".onnx"
+COPIES = 6  # of the file that quantizing holds at most: the graph thrice, weights, codes
+LIBRARIES = 800_000_000  # bytes of what is imported
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"shiftadd_tvm.{name}")
+
+
+def is_graph(source: str | Path, outputs: Sequence[str] = ()) -> bool:
+    """Tell whether `source` is an ONNX file; `UsageError` for `outputs` of anything else."""
+    found = Path(source).suffix == SUFFIX and Path(source).is_file()
+    if outputs and not found:
+        raise UsageError(f"--outputs names values of an ONNX graph, and {source} is none; leave it out.")
+    return found
+
+
+def plan(
+    source: str | Path,
+    settings: "QuantizeSettings",
+    outputs: Sequence[str] = (),
+    config: str | Path | None = None,
+    target_size: int | None = None,
+) -> "GraphPlan":
+    """Return what `quantize` would do with an ONNX file, after everything that can be checked.
+
+    Without examples (`--calib`) the method is the data-free one. Raises `UnsupportedError` that names
+    all operators which TVM does not import.
+    """
+    if config is not None or target_size is not None:
+        option = "--config" if config is not None else "--target-size"
+        raise UsageError(f"{option} is for language models, and {source} is an ONNX graph; leave it out.")
+    if settings.calibrated and settings.calibration_text is None:
+        settings = dataclasses.replace(settings, bits=_whole(settings.bits), method="alternating")
+    path = Path(source)
+    # Before torch, which tvm_ffi would otherwise take up; and a broken TVM shows before the work.
+    with _module("runtime.library").without_torch():
+        importer = _module("function_graph")
+    model = _module("onnx_file").read(path, outputs)
+    importer.check_operators(model, path)
+    found: GraphPlan = _module("onnx_quantization").plan(path, model, settings, outputs)
+    importer.imported(found.prepared.model, path)
+    return found
+
+
+def _whole(bits: float) -> float:
+    if bits % 1:
+        raise UsageError(
+            f"--bits is {bits:g}, expected 1, 2, 3 or 4: the bits of a graph's linears are not chosen "
+            "one by one."
+        )
+    return bits
+
+
+def check_memory(graph: "GraphPlan", limit: float | None) -> int:
+    """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB."""
+    needed = LIBRARIES + COPIES * graph.path.stat().st_size
+    if limit is not None and needed > limit * 1e9:
+        raise UsageError(
+            f"--max-memory is {limit:g} GB, quantizing {graph.path} needs about {needed / 1e9:.1f} GB; "
+            "allow more."
+        )
+    return needed
