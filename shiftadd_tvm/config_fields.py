@@ -40,6 +40,43 @@ def field(config: Config, key: str, kind: type[T], default: T | None = None) -> 
     return value
 
 
+def either(config: Config, *keys: str) -> int:
+    """Return the whole number under the first of `keys` that there is."""
+    present = [key for key in keys if config.get(key) is not None]
+    return field(config, (present or keys)[0], int)
+
+
+def positive(config: Config, key: str, default: float) -> float:
+    """Return a number above 0."""
+    value = field(config, key, float, default)
+    if not value > 0:
+        raise BadFileError(
+            f"config.json has {key} = {value}, expected a positive number; "
+            "use the config.json that belongs to the checkpoint."
+        )
+    return value
+
+
+def window(config: Config, default: int | None) -> int:
+    """Return how many positions a layer with a sliding window sees; 0: null, all of them."""
+    return (
+        0
+        if config.get("sliding_window", default) is None
+        else field(config, "sliding_window", int, default or 0)
+    )
+
+
+def turned_dims(config: Config, key: str, size: int, default: float) -> int:
+    """Return how many of a head's `size` dimensions turn, by the share under `key`."""
+    share = field(config, key, float, default)
+    if not 0 < share <= 1:
+        raise BadFileError(
+            f"config.json has {key} = {share}, expected a share of a head's dimensions above 0 and "
+            "up to 1; use the config.json that belongs to the checkpoint."
+        )
+    return int(size * share)
+
+
 def token_ids(config: Config, key: str, default: int | None = None) -> tuple[int, ...]:
     """Return the ids under `key`, which HF writes as a number, a list or null."""
     value = config.get(key, default)
@@ -62,11 +99,11 @@ def expect(config: Config, family: str, **supported: object) -> None:
 def activation(config: Config, key: str, family: str, default: str) -> str:
     """Return our name of the activation function under `key`."""
     found = config.get(key) or default
-    if found not in ACTIVATIONS:
+    if not isinstance(found, str) or found not in ACTIVATIONS:
         raise UnsupportedError(
             f"config.json has {key} {found!r}; {family} supports {', '.join(sorted(ACTIVATIONS))}."
         )
-    return ACTIVATIONS[str(found)]
+    return ACTIVATIONS[found]
 
 
 def rope(config: Config, family: str, theta: float = 10000.0) -> Rope:

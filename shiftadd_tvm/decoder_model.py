@@ -80,21 +80,6 @@ class Mlp:
 
 
 @dataclass(frozen=True)
-class Experts:
-    """A router chooses `chosen` of the experts for each token; their outputs are averaged by the
-    softmax of their scores."""
-
-    router: str
-    chosen: int
-    members: tuple[Mlp, ...]
-
-    @property
-    def intermediate(self) -> int:
-        """The width inside an expert."""
-        return self.members[0].intermediate
-
-
-@dataclass(frozen=True)
 class Norm:
     """How a model normalizes: "rms" or "layer"; gains are `offset` + what is stored."""
 
@@ -126,7 +111,7 @@ class Decoder:
     vocabulary: int
     positions: int
     attention: Attention
-    mlp: Mlp | Experts
+    mlp: Mlp
     norm: Norm
     attention_norms: Norms
     mlp_norms: Norms
@@ -137,6 +122,7 @@ class Decoder:
     ropes: tuple[Rope | None, ...] = ()  # of each layer; none: no rotary embedding anywhere
     windows: tuple[int, ...] = ()  # positions that each layer sees; 0: all; empty: all see all
     base: str = "model."  # checkpoints of the base model alone leave it out
+    aliases: tuple[tuple[str, str], ...] = ()  # module, and how some checkpoints call it
     block: str = "model.layers.{index}"
     embedding: str = "model.embed_tokens"
     embedding_size: int = 0  # its columns where they are not `hidden`
@@ -176,10 +162,6 @@ class Decoder:
         """The columns of embedding and head."""
         return self.embedding_size or self.hidden
 
-    def mlps(self) -> tuple[Mlp, ...]:
-        """Return the MLP of a block, or each of its experts."""
-        return self.mlp.members if isinstance(self.mlp, Experts) else (self.mlp,)
-
     def rope(self, layer: int) -> Rope | None:
         """Return the rotary embedding of a layer."""
         return self.ropes[layer] if self.ropes else None
@@ -191,10 +173,8 @@ class Decoder:
     @functools.cached_property
     def groups(self) -> tuple[tuple[Projection, ...], ...]:
         """The linears of a block that read one activation, group by group in order."""
-        found = [self.attention.inputs, (self.attention.output,)]
-        for mlp in self.mlps():
-            found += [mlp.inputs, (mlp.output,)]
-        return tuple(found)
+        attention, mlp = self.attention, self.mlp
+        return (attention.inputs, (attention.output,), mlp.inputs, (mlp.output,))
 
     def projections(self) -> dict[str, Projection]:
         """Return the linears of a block by their paths inside it, in model order."""
@@ -223,14 +203,10 @@ class Decoder:
 
     def dense(self) -> dict[str, tuple[int, int]]:
         """Return (outputs, inputs) of the matrices beside embedding and head that stay dense."""
-        found = {}
-        if self.project_in:
-            found[self.project_in] = (self.hidden, self.width)
-            found[self.project_out] = (self.width, self.hidden)
-        if isinstance(self.mlp, Experts):
-            router = (len(self.mlp.members), self.hidden)
-            found |= {f"{block}.{self.mlp.router}": router for block in self.blocks()}
-        return found
+        if not self.project_in:
+            return {}
+        narrow, wide = self.width, self.hidden
+        return {self.project_in: (wide, narrow), self.project_out: (narrow, wide)}
 
     def _block_norms(self) -> dict[str, int]:
         """Return the width of every norm of a block by its path inside the block."""
@@ -248,6 +224,17 @@ class Decoder:
         found, inner = dict.fromkeys(outer, self.hidden), self._block_norms()
         return found | {f"{b}.{name}": size for b in self.blocks() for name, size in inner.items()}
 
+    def norm_widths(self) -> list[int]:
+        """Return over how many numbers each norm goes that a token passes; heads count one by one."""
+        kind, outer = (
+            self.attention,
+            [name for name in (self.embedding_norm, self.final_norm) if name],
+        )
+        heads = {kind.query_norm: kind.heads, kind.key_norm: kind.kv_heads}
+        times = lambda name: 1 if kind.whole_norm else heads.get(name, 1)
+        block = [size for name, size in self._block_norms().items() for _ in range(times(name))]
+        return [self.hidden] * len(outer) + block * self.layers
+
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor that a checkpoint of this model holds, by HF name; those
         of linears as (outputs, inputs) whatever the checkpoint stores."""
@@ -262,12 +249,10 @@ class Decoder:
         shapes |= self._norm_shapes(norms)
         if not self.tied_embeddings:
             shapes[f"{self.head}.weight"] = (self.vocabulary, self.width)
-        dense = {f"{name}.weight": shape for name, shape in self.dense().items()}
-        shapes |= {name: shape for name, shape in dense.items() if not name.startswith(blocks)}
+        shapes |= {f"{name}.weight": shape for name, shape in self.dense().items()}
         for block in blocks:
             inner = [(block + name, size) for name, size in self._block_norms().items()]
             shapes |= self._norm_shapes(inner)
-            shapes |= {name: shape for name, shape in dense.items() if name.startswith(block)}
             for path, linear in self.projections().items():
                 shapes[f"{block}{path}.weight"] = (linear.outputs, linear.inputs)
                 if linear.bias:

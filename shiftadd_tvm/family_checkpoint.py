@@ -22,10 +22,13 @@ class FamilyCheckpoint(Checkpoint):
         self.path, self.config, self._inner = inner.path, inner.config, inner
         expected = decoder.tensor_shapes()
         stored = {name: name for name in inner.names()}
+        others = dict(decoder.aliases)
         for name in expected:
-            short = name.removeprefix(decoder.base)
-            if name not in stored and short in stored:
-                stored[name] = stored.pop(short)
+            module, _, suffix = name.rpartition(".")
+            candidates = name.removeprefix(decoder.base), f"{others.get(module)}.{suffix}"
+            for other in candidates:
+                if name not in stored and other in stored:
+                    stored[name] = stored.pop(other)
         self._stored = stored  # our name -> the checkpoint's
         self._transposed = decoder.transposed()
         self._kept: tuple[str, np.ndarray] | None = None  # the last transposed matrix: read by rows

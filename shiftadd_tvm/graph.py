@@ -21,7 +21,7 @@ from tvm.ir import IRModule
 from shiftadd_tvm import layers
 from shiftadd_tvm.attention_layers import Cache, Layer
 from shiftadd_tvm.compile_settings import BATCHES
-from shiftadd_tvm.decoder_model import Mlp, Rope
+from shiftadd_tvm.decoder_model import Rope
 from shiftadd_tvm.ops import read_memory
 from shiftadd_tvm.packed import PackedModel
 from shiftadd_tvm.parameters import Parameter, rope_names
@@ -185,7 +185,6 @@ class _DecoderGraph:
 
     def _mlp(self, x: Any, block: str, many: bool) -> Any:
         mlp = self._decoder.mlp
-        assert isinstance(mlp, Mlp)
         parts = self._linears(x, f"{block}.{mlp.inputs[0].path}", many)
         if len(parts) == 1 and mlp.gated:  # gate and up are one projection
             whole, size = parts[0], mlp.intermediate

@@ -295,6 +295,12 @@ def checks(found: Sequence["Check"]) -> str:
     return "\n".join(lines)
 
 
+def families(found: Sequence[Mapping[str, str]]) -> str:
+    """Return the model types and what they are, one a line."""
+    width = max(len(family["name"]) for family in found)
+    return "\n".join(f"{family['name']:<{width}}  {family['models']}" for family in found)
+
+
 def presets(found: Sequence[Mapping[str, object]]) -> str:
     """Return the target presets, the default marked."""
     lines = []

@@ -317,7 +317,8 @@ def check_config(config: families.Config) -> None:
 def _empty_model(config: families.Config, decoder: Decoder) -> transformers.PreTrainedModel:
     """Return the model on the meta device; only what is computed from the config holds values."""
     fields = {k: v for k, v in config.items() if k not in ("model_type", "dtype", "torch_dtype")}
-    attention = "eager" if decoder.attention.cap else "sdpa"  # the latter knows no cap
+    kind = decoder.attention
+    attention = "eager" if kind.cap or kind.alibi else "sdpa"  # the latter knows neither
     try:
         hf = transformers.AutoConfig.for_model(config["model_type"], **fields)
         with torch.device("meta"):

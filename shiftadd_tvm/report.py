@@ -143,7 +143,7 @@ def _work(model: PackedModel) -> Work:
         )
         inputs = shapes[0][1]
         readers.append(Reader(inputs, layout.rotation_block(inputs), matrices))
-    norms = tuple(math.prod(shape) for name, shape in plain.items() if name.endswith("norm.weight"))
+    norms = tuple(decoder.norm_widths())
     rest = Rest(
         decoder.layers,
         decoder.hidden,
@@ -155,8 +155,10 @@ def _work(model: PackedModel) -> Work:
         norms,
         layout.embedding_bits == 8,
     )
-    # an embedding that is not the head too is read by one row: next to nothing
-    once = set() if decoder.tied_embeddings else {f"{decoder.embedding}.weight"}
+    # an embedding that is not the head too is read by one row: next to nothing; so are positions
+    once = {f"{decoder.position_embedding}.weight"}
+    if not decoder.tied_embeddings:
+        once.add(f"{decoder.embedding}.weight")
     read = {name: shape for name, shape in plain.items() if name not in once}
     stored = sum(math.prod(s) * DTYPES[model.dtype(name)].itemsize for name, s in read.items())
     weights = layout.linear_weights() + sum(map(math.prod, read.values()))

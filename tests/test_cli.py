@@ -12,8 +12,10 @@ import pytest
 from command import call, call_here, fails, result
 from conftest import Tiny
 
+from shiftadd_tvm import families
+
 VERBS = ["quantize", "compile", "tune", "run", "chat", "eval", "bench"]
-VERBS += ["verify", "inspect", "report", "doctor", "targets"]
+VERBS += ["verify", "inspect", "report", "doctor", "targets", "families"]
 TEXT = "A packed model is planes and powers of two; an artifact is what ships. " * 20
 
 
@@ -237,6 +239,12 @@ def test_targets() -> None:
     presets = result("targets")["presets"]
     assert {"x86-avx512", "x86-avx2", "x86-64", "arm"} <= {preset["name"] for preset in presets}
     assert sum(preset["default"] for preset in presets) <= 1
+
+
+def test_families() -> None:
+    found = result("families")["families"]
+    assert [family["name"] for family in found] == families.names()
+    assert all(family["models"] for family in found)
 
 
 def test_dry_run_writes_nothing(tiny: Tiny, tmp_path: Path) -> None:

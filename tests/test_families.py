@@ -7,7 +7,8 @@ held as it ships.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import kernels
@@ -18,10 +19,12 @@ import transformers
 import tvm
 from models import tiny_tensors, write_checkpoint
 from tvm import relax
+from tvm.ir import IRModule
 
 from shiftadd_tvm import backend, families, graph, parameters, pipeline, verification
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.dequantized import DequantizedModel
+from shiftadd_tvm.errors import BadFileError, UnsupportedError
 from shiftadd_tvm.ops.attention import PAGE
 from shiftadd_tvm.packed import PackedModel, open_packed
 from shiftadd_tvm.quantization import quantize
@@ -31,6 +34,21 @@ TOKENS = 45  # more than the window of a tiny config, and no whole number of pag
 FIRST = 29  # of a prefill in two chunks
 PAGES = 4
 TARGET = backend.load(kernels.HERE[0])
+# a preset of each target family that does not run here: its code is generated
+ELSEWHERE = tuple(name for name in ("arm", "cuda-sm90") if name in backend.presets())
+NAMED_FIRST = (
+    "opt",
+    "llama",
+    "mistral",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "bloom",
+    "qwen2",
+    "qwen3",
+)
+NAMED_FIRST += ("gpt2", "gpt_neox", "phi3")
+Note = Callable[[str, object], None]
 UNQUANTIZED = ("embed", "prefill", "logits", "decode_b1")
 QUANTIZED = ("decode_b1",)
 
@@ -43,9 +61,6 @@ class Case:
     packed: PackedModel
     ids: np.ndarray
     expected: np.ndarray  # transformers' logits of every token, (TOKENS, vocabulary)
-
-    def tolerance(self, activations: str) -> float:
-        return verification.RELATIVE[activations] * float(np.abs(self.expected).max())
 
 
 @pytest.fixture(scope="module", params=families.names())
@@ -73,17 +88,24 @@ def _logits(folder: Path, ids: np.ndarray) -> np.ndarray:
     return found
 
 
+def _module(
+    packed: PackedModel, target: Backend, activations: str, names: tuple[str, ...]
+) -> tuple[IRModule, list[parameters.Parameter]]:
+    """Return some functions of a model's module, and its parameters."""
+    groups = parameters.groups(packed, target.rows, activations)
+    found = parameters.parameters(packed, groups, target.lanes, target.rows)
+    module = graph.build(packed, found, groups, activations, (1,))
+    return relax.transform.DeadCodeElimination(list(names))(module), found
+
+
 class Machine:
     """Some functions of a packed model's module, compiled, with a cache for one sequence."""
 
     def __init__(
         self, packed: PackedModel, target: Backend, activations: str, names: tuple[str, ...]
     ) -> None:
-        groups = parameters.groups(packed, target.rows, activations)
-        found = parameters.parameters(packed, groups, target.lanes, target.rows)
-        module = graph.build(packed, found, groups, activations, (1,))
-        module = relax.transform.DeadCodeElimination(list(names))(module)
-        executable, self.kernels = pipeline.build(module, target)
+        module, found = _module(packed, target, activations, names)
+        executable, _ = pipeline.build(module, target)
         self._machine = relax.VirtualMachine(executable, tvm.cpu())
         self._bundle = [_tensor(parameter.read()) for parameter in found]
         decoder = packed.decoder
@@ -118,18 +140,77 @@ def unquantized(case: Case) -> Iterator[Machine]:
     yield Machine(case.packed, TARGET, "float32", UNQUANTIZED)
 
 
-def test_decode_equals_transformers(case: Case, unquantized: Machine) -> None:
+def compare(found: np.ndarray, case: Case, activations: str, note: Note) -> None:
+    """Hold logits to transformers', and note the error for docs/models.md."""
+    largest = float(np.abs(case.expected).max())
+    error = float(np.abs(found - case.expected).max()) / largest
+    for key, value in (("family", case.name), ("preset", TARGET.name), ("error", f"{error:.0e}")):
+        note(key, value)
+    assert error <= verification.RELATIVE[activations]
+
+
+def test_decode_equals_transformers(
+    case: Case, unquantized: Machine, record_property: Note
+) -> None:
     found = np.stack([unquantized.step(token, at) for at, token in enumerate(case.ids)])
-    np.testing.assert_allclose(found, case.expected, 0, case.tolerance("float32"))
+    compare(found, case, "float32", record_property)
 
 
-def test_prefill_equals_transformers(case: Case, unquantized: Machine) -> None:
+def test_prefill_equals_transformers(
+    case: Case, unquantized: Machine, record_property: Note
+) -> None:
     parts = (case.ids[:FIRST], 0), (case.ids[FIRST:], FIRST)
     found = np.concatenate([unquantized.prefill(*part) for part in parts])
-    np.testing.assert_allclose(found, case.expected, 0, case.tolerance("float32"))
+    compare(found, case, "float32", record_property)
 
 
-def test_quantized_decode_is_close(case: Case) -> None:
+def test_quantized_decode_is_close(case: Case, record_property: Note) -> None:
     machine = Machine(case.packed, TARGET, "int16", QUANTIZED)
     found = np.stack([machine.step(token, at) for at, token in enumerate(case.ids)])
-    np.testing.assert_allclose(found, case.expected, 0, case.tolerance("int16"))
+    compare(found, case, "int16", record_property)
+
+
+@pytest.mark.parametrize("preset", ELSEWHERE)
+def test_code_is_generated(case: Case, preset: str, record_property: Note) -> None:
+    target = backend.load(preset)
+    module, _ = _module(case.packed, target, "int16", QUANTIZED)
+    executable, kernels = pipeline.build(module, target)
+    assert kernels["scheduled"] and executable.stats()
+    record_property("family", case.name)
+    record_property("preset", preset)
+
+
+def test_the_table_has_every_family() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE))
+    assert list(rows) == families.names()
+    for family in NAMED_FIRST:
+        cells = [cell.strip() for cell in rows[family].split("|")]
+        assert all(cells[1:4]) and cells[4] and cells[6], family
+
+
+# key and value that no family's config may have, and what the refusal names
+HOSTILE = {
+    "an unknown activation": ({"hidden_act": "tan", "hidden_activation": "tan"}, "tan"),
+    "a rope that changes": ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+    "negative layers": ({"num_hidden_layers": -1, "n_layer": -1}, "-1"),
+    "no heads": ({"num_attention_heads": 0, "n_head": 0}, "heads"),
+    "a vocabulary of words": ({"vocab_size": "many"}, "many"),
+}
+
+
+@pytest.mark.parametrize("name", families.names())
+def test_hostile_configs_are_refused_by_name(name: str) -> None:
+    config = families.load({"model_type": name}).tiny_config()
+    for key in [key for key in config if key not in ("model_type", "architectures")]:
+        for value in ({}, "x", -3, [1.5], float("nan")):
+            try:
+                decoder = families.read_config({**config, key: value}, "config.json")
+                decoder.tensor_shapes()
+            except (BadFileError, UnsupportedError) as error:
+                assert str(error).startswith("config.json: ")
+    for changed, named in HOSTILE.values():
+        known = {key: value for key, value in changed.items() if key in config}
+        if known:
+            with pytest.raises((BadFileError, UnsupportedError), match=re.escape(named)):
+                families.read_config({**config, **known})

@@ -14,7 +14,7 @@ from shiftadd_tvm.config_fields import Config
 from shiftadd_tvm.decoder_model import Decoder
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
 
-__all__ = ["Config", "Decoder", "Family", "load", "names", "read_config"]
+__all__ = ["Config", "Decoder", "Family", "listing", "load", "names", "read_config"]
 
 REQUIRED = ("TITLE", "read_config", "tiny_config")
 
@@ -35,6 +35,11 @@ def names() -> list[str]:
     """Return the supported model types."""
     found = (module.name for module in pkgutil.iter_modules(__path__))
     return sorted(name for name in found if not name.startswith("_"))
+
+
+def listing() -> list[dict[str, str]]:
+    """Return the model type of every family and the models that it reads."""
+    return [{"name": name, "models": load({"model_type": name}).TITLE} for name in names()]
 
 
 def load(config: Config) -> Family:

@@ -54,8 +54,9 @@ def llama_like(
 
 
 def tiny(model_type: str, architecture: str, **keys: object) -> Config:
-    """Return a config of a few hundred kilobytes that uses grouped queries and odd sizes."""
-    return {
+    """Return a config of a few hundred kilobytes that uses grouped queries and odd sizes; `keys` are
+    its own, None takes one away."""
+    config = {
         "model_type": model_type,
         "architectures": [architecture],
         "hidden_size": 96,
@@ -72,3 +73,4 @@ def tiny(model_type: str, architecture: str, **keys: object) -> Config:
         "eos_token_id": 2,
         **keys,
     }
+    return {key: value for key, value in config.items() if value is not None}

@@ -71,6 +71,7 @@ def fused_attention(
     *,
     interleaved: bool,
     bias: bool,
+    alibi: bool = False,
 ) -> Attention:
     """Return attention whose q, k and v are one projection: by head (`interleaved`), or each whole."""
     size = heads * head_dim
@@ -85,4 +86,5 @@ def fused_attention(
         key=HeadColumns(0, step, run, stride),
         value=HeadColumns(0, 2 * step, run, stride),
         scale=1.0 / math.sqrt(max(head_dim, 1)),
+        alibi=alibi,
     )

@@ -7,11 +7,11 @@ from shiftadd_tvm.config_fields import (
     expect,
     field,
     object_of,
+    positive,
     rope_of,
     sliding_layers,
 )
 from shiftadd_tvm.decoder_model import Decoder, Norm, Norms, Rope
-from shiftadd_tvm.errors import BadFileError
 from shiftadd_tvm.families._llama_like import llama_like, tiny
 
 TITLE = "Gemma 3 (text: 270M, 1B)"
@@ -44,7 +44,7 @@ def read_config(config: Config) -> Decoder:
         found,
         attention=dataclasses.replace(
             found.attention,
-            scale=_scalar(config) ** -0.5,
+            scale=positive(config, "query_pre_attn_scalar", 256.0) ** -0.5,
             query_norm="self_attn.q_norm",
             key_norm="self_attn.k_norm",
         ),
@@ -56,16 +56,6 @@ def read_config(config: Config) -> Decoder:
         embedding_scale=found.hidden**0.5,
         logit_cap=field(config, "final_logit_softcapping", float, 0.0),
     )
-
-
-def _scalar(config: Config) -> float:
-    scalar = field(config, "query_pre_attn_scalar", float, 256.0)
-    if scalar <= 0:
-        raise BadFileError(
-            f"config.json has query_pre_attn_scalar = {scalar}, expected a positive number; "
-            "use the config.json that belongs to the checkpoint."
-        )
-    return scalar
 
 
 def _ropes(config: Config) -> tuple[Rope, Rope]:
