@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import call_here
+from models import tiny_config, tiny_tensors
 from safetensors.numpy import save_file
 
 from shiftadd_tvm.checkpoint import open_checkpoint
+from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
+from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.quantize_plan import plan
 from shiftadd_tvm.settings import QuantizeSettings
 
@@ -169,6 +173,41 @@ def test_damage_makes_one_sentence(
         open_checkpoint(write(tmp_path, parts, fields)).read(f"{MODULE}.weight")
     text = str(caught.value)
     assert words in text and "\n" not in text and text.endswith("."), text
+
+
+def save_gptq(folder: Path) -> Path:
+    """Write a whole tiny model whose linears are random GPTQ codes."""
+    rng, config = np.random.default_rng(3), tiny_config()
+    tensors = {}
+    for name, value in tiny_tensors(config).items():
+        if not name.endswith("_proj.weight"):
+            tensors[name] = value
+            continue
+        (outputs, inputs), module = value.shape, name.removesuffix(".weight")
+        words = {"qweight": (inputs // 8, outputs), "qzeros": (inputs // 8, outputs // 8)}
+        for part, shape in words.items():
+            raw = rng.integers(-(1 << 31), 1 << 31, shape, np.int64)
+            tensors[f"{module}.{part}"] = raw.astype(np.int32)
+        scales = rng.uniform(0.01, 0.02, (inputs // 8, outputs))
+        tensors[f"{module}.scales"] = scales.astype(np.float16)
+    fields = {"quant_method": "gptq", "bits": 4, "group_size": 8}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": fields}))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_the_plan_says_that_codes_are_fitted_anew(tmp_path: Path) -> None:
+    source = save_gptq(tmp_path / "gptq")
+    child = call_here("quantize", source, "--method", "alternating", "-o", "out", cwd=tmp_path)
+    assert child.returncode == 0, child.stderr
+    assert "GPTQ, 4 bits in groups of 8: dequantized, then fitted anew" in child.stderr
+    packed = open_packed(tmp_path / "out")
+    assert packed.quantization["quant_method"] == "shiftadd_bcq"
+    name = f"{MODULE}.weight"
+    true = open_checkpoint(source).read(name)
+    error = np.square(DequantizedModel(packed).read(name) - true).sum() / np.square(true).sum()
+    assert error < 0.02  # 4 planes; a wrong order of codes would make it near 1
 
 
 def test_other_methods_are_refused_by_their_name(tmp_path: Path) -> None:
