@@ -15,9 +15,9 @@ import torch
 from shiftadd_tvm import families
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.errors import BadFileError, UsageError
-from shiftadd_tvm.golden import open_tokenizer
 from shiftadd_tvm.packed_config import OWN_TEXT
 from shiftadd_tvm.reference import ReferenceModel
+from shiftadd_tvm.tokenizer_file import open_tokenizer
 
 Array = np.ndarray
 
@@ -72,7 +72,8 @@ def from_text(checkpoint: Checkpoint, text: str, tokens: int, seed: int) -> Cali
             f"{checkpoint.path} has no tokenizer.json, so a calibration text cannot be read; put "
             "one beside it, or leave --calib out (the model writes its own text)."
         )
-    ids = np.array(open_tokenizer(content).encode(text, add_special_tokens=False).ids, np.int64)
+    tokenizer = open_tokenizer(content, checkpoint.path)
+    ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
     length = min(_window(checkpoint), len(ids))
     if length < 2:
         raise UsageError("The calibration text has fewer than two tokens; give a longer one.")

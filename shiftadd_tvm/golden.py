@@ -6,12 +6,12 @@ computed with one thread, since the order of sums depends on the number of threa
 """
 
 import numpy as np
-import tokenizers
 
 from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.errors import BadFileError
 from shiftadd_tvm.families import Config
 from shiftadd_tvm.packed import Golden, PackedModel
+from shiftadd_tvm.tokenizer_file import open_tokenizer
 
 TOKENS = 16
 PROMPTS = (
@@ -34,7 +34,7 @@ def prompt_ids(tokenizer: bytes | None, vocabulary: int) -> Array:
     if tokenizer is None:
         generator = np.random.Generator(np.random.PCG64(SEED))
         return generator.integers(0, vocabulary, (len(PROMPTS), TOKENS), dtype=np.int32)
-    encoder = open_tokenizer(tokenizer)
+    encoder = open_tokenizer(tokenizer, "The checkpoint")
     encoded = [encoder.encode(text, add_special_tokens=False).ids for text in PROMPTS]
     ids = np.array([np.resize(row or [0], TOKENS) for row in encoded], np.int32)
     if ids.max() >= vocabulary:
@@ -62,13 +62,3 @@ def compute(packed: PackedModel, tokenizer: bytes | None) -> Golden:
         hidden = model.hidden(ids.astype(np.int64))
         logits = model.logits(hidden.reshape(ids.size, -1)).numpy()
     return Golden(ids, logits.reshape(*ids.shape, -1))
-
-
-def open_tokenizer(text: bytes) -> tokenizers.Tokenizer:
-    """Return the tokenizer of a tokenizer.json."""
-    try:
-        return tokenizers.Tokenizer.from_str(text.decode("utf-8"))
-    except Exception as error:  # noqa: BLE001  the library raises nothing narrower
-        raise BadFileError(
-            f"tokenizer.json cannot be read ({error}); get the checkpoint again."
-        ) from None

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from shiftadd_tvm.artifact import Artifact
 from shiftadd_tvm.errors import BadFileError, UsageError
+from shiftadd_tvm.runtime.chat_template import Message
 from shiftadd_tvm.runtime.engine import Engine, Sampling, Session
-from shiftadd_tvm.runtime.text import Message, StopFilter, Tokenizer
+from shiftadd_tvm.runtime.text import StopFilter, Tokenizer
 
 DEFAULT_TOKENS = 128
 

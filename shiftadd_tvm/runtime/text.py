@@ -4,25 +4,19 @@ Everything comes from the model's own files, read with `tokenizers` and a sandbo
 here knows transformers.
 
     tokenizer.json          the tokenizer
-    tokenizer_config.json   add_bos_token, bos_token, eos_token, chat_template (all optional)
-    chat_template.jinja     the chat template, preferred to the one above
+    tokenizer_config.json   add_bos_token, bos_token, eos_token (all optional), and what
+                            `chat_template` reads
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import tokenizers
-from tokenizers.decoders import DecodeStream
-
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
+from shiftadd_tvm.runtime.chat_template import Message, find_template, read_config, special
+from shiftadd_tvm.tokenizer_file import TOKENIZER, open_tokenizer
 
-TOKENIZER = "tokenizer.json"
-CONFIG = "tokenizer_config.json"
-TEMPLATE = "chat_template.jinja"
+UNFINISHED = "\ufffd"  # what the bytes of an unfinished character decode to
 CONTEXT = 16  # tokens before a text that decide how its first token is written (leading spaces)
-
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
 class Tokenizer:
@@ -32,9 +26,9 @@ class Tokenizer:
         """Open the tokenizer; `origin` names the model in errors (`BadFileError`)."""
         self.origin = origin
         self._tokenizer = _open(read(TOKENIZER), origin)
-        self.config = _read_config(read(CONFIG), origin)
+        self.config = read_config(read, origin)
         self.bos = self._find_bos()
-        self._template = _find_template(read(TEMPLATE), self.config)
+        self._template = find_template(read, origin)
 
     def _find_bos(self) -> int | None:
         """Return the token that begins a text: config says so, or else the tokenizer adds it."""
@@ -48,9 +42,7 @@ class Tokenizer:
 
     def special(self, name: str) -> str:
         """Return the text of a special token, such as "eos_token"; empty where there is none."""
-        token = self.config.get(name)
-        content = token.get("content") if isinstance(token, dict) else token
-        return content if isinstance(content, str) else ""
+        return special(self.config, name)
 
     def token(self, text: str) -> int | None:
         """Return the id of the token that is written `text`, if there is one."""
@@ -88,11 +80,15 @@ class Tokenizer:
                 f"{self.origin} has no chat template, so it is not made for conversations; "
                 "use shiftadd-tvm run, which continues a text."
             )
-        return _render(self._template, list(messages), self, self.origin)
+        return self._template.render(messages)
 
 
 class TextStream:
-    """Decodes one token after the other; holds back the bytes of an unfinished character."""
+    """Decodes one token after the other; holds back the bytes of an unfinished character.
+
+    A token's text is what it adds to the text of the tokens before it, since some decoders write a token
+    differently at the beginning. libshiftadd's stream.cpp does the same.
+    """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
         """Begin after the tokens `prompt`, which are not shown."""
@@ -100,16 +96,33 @@ class TextStream:
         self._before = list(prompt[-CONTEXT:])
         self._ids: list[int] = []
         self._shown = 0
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._window: list[int] = []  # the tokens that are decoded together
+        self._settled = 0  # tokens at its front that _prefix is the text of
+        self._prefix = ""
         for token in self._before:
-            self._stream.step(tokenizer, token)
+            self._step(token)
 
     def push(self, token: int) -> str:
         """Return the text that `token` completes; it may be empty."""
         self._ids.append(token)
-        text: str = self._stream.step(self._tokenizer, token) or ""
+        text = self._step(token)
         self._shown += len(text)
         return text
+
+    def _step(self, token: int) -> str:
+        if not self._prefix and self._window:
+            text = self._decode(self._window)
+            if not text.endswith(UNFINISHED):
+                self._prefix, self._settled = text, len(self._window)
+        self._window.append(token)
+        text = self._decode(self._window)
+        if len(text) <= len(self._prefix) or text.endswith(UNFINISHED):
+            return ""
+        added = text[len(self._prefix) :]
+        self._window = self._window[self._settled :]
+        self._settled = len(self._window)
+        self._prefix = self._decode(self._window)
+        return added
 
     def finish(self) -> str:
         """Return the rest: what an unfinished character decodes to."""
@@ -139,7 +152,10 @@ class StopFilter:
             shown, self._held = self._held[: min(found)], ""
             return shown
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        shown, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
         return shown
 
     def finish(self) -> str:
@@ -160,58 +176,4 @@ def _open(content: bytes | None, origin: object) -> Any:
             f"{origin} has no {TOKENIZER}; put the model's own beside its weights "
             "(transformers' save_pretrained writes one) and make it again."
         )
-    try:
-        return tokenizers.Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # noqa: BLE001  the library raises nothing narrower
-        raise BadFileError(f"{origin}: {TOKENIZER} cannot be read ({error}).") from None
-
-
-def _read_config(content: bytes | None, origin: object) -> Mapping[str, object]:
-    try:
-        config = json.loads(content or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise BadFileError(f"{origin}: {CONFIG} is not JSON ({error}).") from None
-    return config if isinstance(config, dict) else {}
-
-
-def _find_template(content: bytes | None, config: Mapping[str, object]) -> str | None:
-    if content is not None:
-        return content.decode("utf-8", "replace")
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
-def _render(template: str, messages: list[Message], tokenizer: Tokenizer, origin: object) -> str:
-    import jinja2
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: object, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": _now}
-    try:
-        return environment.from_string(template).render(
-            messages=messages,
-            add_generation_prompt=True,
-            bos_token=tokenizer.special("bos_token"),
-            eos_token=tokenizer.special("eos_token"),
-        )
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-        raise BadFileError(f"{origin}: its chat template fails: {error}.") from None
-
-
-def _now(form: str) -> str:
-    from datetime import datetime
-
-    return datetime.now().strftime(form)
+    return open_tokenizer(content, origin)
