@@ -17,7 +17,7 @@ from tvm import relax
 from tvm.ir import IRModule
 from tvm.tirx import IntImm, PrimFunc
 
-from shiftadd_tvm import artifact, graph, parameters, pipeline, verification
+from shiftadd_tvm import artifact, chat_form, graph, parameters, pipeline, verification
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.coded_tensors import CodedTensors
 from shiftadd_tvm.compile_settings import BATCHES, CompileSettings
@@ -199,7 +199,11 @@ def source(parameter: parameters.Parameter, model: CodedTensors) -> Source:
 def _copy_files(model: PackedModel, folder: Path) -> None:
     if model.has_golden:
         shutil.copyfile(model.path / GOLDEN, folder / artifact.GOLDEN)
-    for name, content in model.tokenizer_files().items():
+    tokenizer = model.tokenizer_files()
+    form = chat_form.find_form(tokenizer.get, model.path)
+    if form is not None:  # hosts that know no jinja read it
+        tokenizer[chat_form.FILE] = canonical_json(form.to_dict())
+    for name, content in tokenizer.items():
         (folder / name).write_bytes(content)
 
 
