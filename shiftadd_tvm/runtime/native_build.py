@@ -21,6 +21,8 @@ SONAME = "libshiftadd.so.0"  # the number is SHIFTADD_ABI_VERSION
 IN_TREE = Path(__file__).parent / "lib" / LIBRARY  # where the package looks for it
 MACHINES = ("x86_64", "aarch64")
 GLIBC = "2.28"  # the oldest that TVM's own wheels run with
+PARTS = ("src", "text")  # folders of cpp/
+SUFFIXES = (".cpp", ".h", ".hpp", ".inc", ".map")
 NATIVE = ("c++", "g++", "clang++")
 COMPILE = (
     *("-std=c++17", "-O2", "-DNDEBUG", "-fPIC", "-Wall", "-Wextra"),
@@ -72,14 +74,12 @@ def include_folders() -> list[Path]:
 
 def units() -> list[Path]:
     """Return the sources that the compiler makes objects of."""
-    return sorted((SOURCES / "src").glob("*.cpp"))
+    return sorted(path for folder in PARTS for path in (SOURCES / folder).glob("*.cpp"))
 
 
 def sources() -> list[Path]:
     """Return the files that the library is made of, apart from TVM's headers."""
-    return sorted(
-        path for path in SOURCES.rglob("*") if path.suffix in (".cpp", ".h", ".hpp", ".map")
-    )
+    return sorted(path for path in SOURCES.rglob("*") if path.suffix in SUFFIXES)
 
 
 def build(output: Path, machine: str | None = None, options: tuple[str, ...] = ()) -> Path:
