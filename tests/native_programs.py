@@ -15,6 +15,7 @@ LOADER = (
     *("archive", "artifact", "failure", "files", "json", "manifest", "processor"),
     *("safetensors", "sha256"),
 )
+TEXT = tuple(path.stem for path in native_build.units() if path.parent.name == "text")
 # an allocation of a gigabyte for a file of some kilobytes is a failure too
 LIMITS = {
     "ASAN_OPTIONS": "max_allocation_size_mb=1024:detect_leaks=1:abort_on_error=0",
@@ -28,14 +29,15 @@ def build(
     folder: Path, programs: dict[str, tuple[str, ...] | None], sanitizers: str
 ) -> dict[str, Path]:
     """Return the paths of programs, each of native/<name>.cpp and of so many units of the library (None:
-    of all); clang compiles."""
+    of all but those for text); clang compiles."""
     compiler = shutil.which("clang++")
     assert compiler, "clang++ is needed (.ci/run installs it)"
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", *COMPILE]
     flags += [f"-I{path}" for path in native_build.include_folders()]
     flags += [f"-I{native_build.SOURCES / 'src'}"]
     library = {path.stem: path for path in native_build.units()}
-    wanted = {name: tuple(library) if units is None else units for name, units in programs.items()}
+    engine = tuple(name for name in library if name not in TEXT)
+    wanted = {name: engine if units is None else units for name, units in programs.items()}
     sources = {
         name: library[name] for units in wanted.values() for name in (*units, "tensor_types")
     }

@@ -1,20 +1,14 @@
 """libFuzzer on the text part of libshiftadd, with sanitizers for addresses and undefined behaviour."""
 
-import concurrent.futures
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+import native_programs
 from tokenizer_layouts import LAYOUTS, layout
 
-from shiftadd_tvm.runtime import native_build
-
-ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "tests" / "fuzz_tokenizer.cpp"
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
+SANITIZERS = "address,undefined,fuzzer"
 RUNS = 1000
 SEED = 1
 KEPT = 300  # tokens of the tokenizers that are seeds: small files are tried more often
@@ -41,30 +35,6 @@ def seed(name: str) -> bytes:
     return "\0".join(parts).encode()
 
 
-def build(folder: Path) -> Path:
-    """Return the fuzzer, built with the library inside."""
-    parts = native_build.SOURCES
-    units = [*(parts / "text").glob("*.cpp"), parts / "src" / "failure.cpp", TARGET]
-    includes = f"-I{native_build.SOURCES / 'include'}"
-    common = ["clang++", "-std=c++17", "-O1", "-g1", *SANITIZE]
-
-    def compile_one(unit: Path) -> str:
-        made = folder / f"{unit.stem}.o"
-        command = [*common, "-fsanitize=fuzzer-no-link", includes, "-c", str(unit), "-o", str(made)]
-        subprocess.run(command, check=True)
-        return str(made)
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, units))
-    subprocess.run(
-        [*common, "-fsanitize=fuzzer", *objects, "-o", str(folder / "fuzzer")], check=True
-    )
-    return folder / "fuzzer"
-
-
-@pytest.mark.skipif(
-    shutil.which("clang++") is None, reason="clang (with libFuzzer) is not installed"
-)
 def test_no_input_crashes_hangs_or_takes_too_much_memory(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -80,12 +50,15 @@ def test_no_input_crashes_hangs_or_takes_too_much_memory(tmp_path: Path) -> None
         "-rss_limit_mb=2048",
         "-max_len=16384",
     ]
+    units = ("failure", *native_programs.TEXT)
+    built = native_programs.build(tmp_path, {"fuzz_tokenizer": units}, SANITIZERS)
     run = subprocess.run(
-        [build(tmp_path), *limits, corpus],
+        [built["fuzz_tokenizer"], *limits, corpus],
         cwd=tmp_path,
-        env={**os.environ, "SHIFTADD_FUZZ_TOKENIZER": str(good)},
+        env={**os.environ, **native_programs.LIMITS, "SHIFTADD_FUZZ_TOKENIZER": str(good)},
         capture_output=True,
         text=True,
+        errors="replace",
         check=False,
     )
     assert run.returncode == 0, run.stderr[-4000:]
