@@ -178,7 +178,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     [
         (lambda c: c.update(graph_sha256="0"), "is not the one"),
         (lambda c: c.update(linear_shapes={}), "linear_shapes"),
-        (lambda c: c["linear_shapes"].update(head=[16, 80]), "shape [12, 3]"),
+        (lambda c: c["linear_shapes"].update(head=[16, 80]), "expected [3, 16, 10]"),
         (lambda c: c.update(shared_input_groups=[["wide", "head"]]), "shared_input_groups"),
         (lambda c: c["bits_per_module"].pop("wide"), "bits_per_module"),
     ],
