@@ -7,7 +7,7 @@ The presets themselves stand in `schedules/<family>/__init__.py`: one folder a f
 import difflib
 import importlib
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shiftadd_tvm import cpu
 from shiftadd_tvm.errors import UnsupportedError
@@ -55,6 +55,12 @@ class Knob:
 
     candidates: tuple[int, ...]
     default: int
+    memory: bool = False  # it decides what memory does: no model of the processor alone can rank it
+
+    @property
+    def fixed(self) -> "Knob":
+        """The knob with its untuned value as the only candidate."""
+        return replace(self, candidates=(self.default,))
 
 
 def _families() -> list[str]:

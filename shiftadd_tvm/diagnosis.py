@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from shiftadd_tvm import backend, cpu, toolchain
+from shiftadd_tvm import backend, cpu, timing_model, toolchain
 from shiftadd_tvm.errors import ShiftAddError
 
 TVM_SERIES = "0.27."
@@ -49,6 +49,7 @@ def examine() -> list[Check]:
         _processor,
         _memory,
         _cross_linker,
+        _timing_model,
         lambda: _package("gguf", "gguf", "GGUF checkpoints", extra="gguf"),
         lambda: _package("pyelftools", "elftools", "inspect --ops", extra="inspect"),
         lambda: _package("iced-x86", "iced_x86", "inspect --ops of x86", extra="inspect"),
@@ -120,6 +121,15 @@ def _cross_linker() -> Check:
     machine = next(m for m in ("aarch64", "x86_64") if m != cpu.machine())
     remedy = "pip install 'shiftadd-tvm[arm]'"
     return _linker(f"linker for {machine}", machine, remedy, optional=True)
+
+
+def _timing_model() -> Check:
+    remedy = "apt-get install llvm-19 (needed for tune for ARM without a board)"
+    try:
+        found = timing_model.find()
+    except ShiftAddError as error:
+        return Check(timing_model.NAME, False, str(error), remedy, optional=True)
+    return Check(timing_model.NAME, True, f"{found.version} ({found.program})", remedy, True)
 
 
 def _linker(name: str, machine: str, remedy: str, *, optional: bool = False) -> Check:

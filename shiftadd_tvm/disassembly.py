@@ -19,6 +19,7 @@ class Instruction:
     address that it computes or reads at. `vector` says that it touches a vector register (or a mask,
     tile or x87 register). `loaded` and `stored` are bytes of memory; the stack traffic of calls is
     left out. `reads`, `writes` and `addresses` (those that form a memory address) are general registers.
+    `operands` is the rest of its assembly, where the decoder reads text (aarch64).
     """
 
     address: int
@@ -33,6 +34,7 @@ class Instruction:
     reads: frozenset[str] = NONE
     writes: frozenset[str] = NONE
     addresses: frozenset[str] = NONE
+    operands: str = ""
 
 
 def disassemble(content: bytes, address: int, machine: str) -> list[Instruction]:

@@ -111,10 +111,24 @@ def count_instructions(path: Path, function: str) -> KernelCount:
     `function` is its name, with or without `__tvm_ffi_`. Raises `BadFileError`, `UnsupportedError`.
     """
     code = _read(path)
+    return _count(code, function, _place(code, path, function))
+
+
+def busiest_loop(path: Path, function: str) -> tuple[tuple[Instruction, ...], bool]:
+    """Return the instructions of the loop that a function is estimated to run most, and whether no
+    other code comes near it; names and errors are those of `count_instructions`."""
+    code = _read(path)
+    functions, _ = _reached(code, _place(code, path, function))
+    loops = [loop for function in functions for loop in find_loops(function)]
+    found, decided = _busiest(loops, [i for function in functions for i in function])
+    return found.instructions, decided
+
+
+def _place(code: Code, path: Path, function: str) -> int:
     place = code.names.get(PREFIX + function, code.names.get(function))
     if place is None:
         raise BadFileError(f"{path} holds no function {function}; it has {', '.join(code.names)}.")
-    return _count(code, function, place)
+    return place
 
 
 def _read(path: Path) -> Code:

@@ -155,8 +155,9 @@ def tune_plan(plan: "TunePlan") -> Fields:
     request = plan.request
     minutes = "" if request.minutes is None else f", at most {request.minutes:g} minutes in all"
     made = " (made first)" if plan.quantize is not None else ""
+    shapes = f"the shapes of {request.synthetic or 'shipped logs'}"
     return {
-        "source": f"{request.source}{made}" if request.source else "the shapes of shipped logs",
+        "source": f"{request.source}{made}" if request.source else shapes,
         "target": f"{request.preset}, {request.threads} threads",
         "budget": f"{request.trials} trials a task{minutes}",
         "output": request.output or "the user's cache",
@@ -180,6 +181,8 @@ def tune_summary(report: "TuneReport") -> str:
     if report.lookup_rows is not None:
         rows["look-ups pay"] = f"up to {report.lookup_rows} tokens"
     rows["time"] = clock(report.seconds)
+    if report.measured == "static-model":
+        rows["note"] = "nothing ran: times are of a model of the processor, at 1 GHz"
     return f"tuning log {report.output} for {report.target}\n{_rows(rows)}"
 
 

@@ -24,6 +24,9 @@ Trials = Annotated[
 Minutes = Annotated[
     float | None, typer.Option(metavar="M", help="Time for all tasks together; default: no limit.")
 ]
+Synthetic = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The shapes of one published model.")
+]
 Op = Annotated[str | None, typer.Option(metavar="NAME", help="Only this operator.")]
 Output = Annotated[
     Path | None,
@@ -38,6 +41,7 @@ def tune(
     trials: Trials = 64,
     minutes: Minutes = None,
     op: Op = None,
+    synthetic: Synthetic = None,
     activations: options.Activations = "int16",
     bits: options.CheckpointBits = None,
     threads: options.Threads = None,
@@ -60,6 +64,7 @@ def tune(
             trials=trials,
             minutes=minutes,
             op=op,
+            synthetic=synthetic,
             activations=activations,
             bits=whole,
             threads=threads,

@@ -48,6 +48,8 @@ def plan_tune(
         refuse_existing(Path(output), tuner.META, force=True)
     place = None if output is None else str(output)
     workers = threads or cpu.cores()
+    if source is not None and budget.get("synthetic"):
+        raise UsageError("Both SRC and --synthetic say what to tune; give one of them.")
     request = TuneRequest(backend.name, source, threads=workers, output=place, **budget)
     tuner.check(backend, request)
     return TunePlan(request, first)

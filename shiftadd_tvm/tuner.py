@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shiftadd_tvm import errors
+from shiftadd_tvm import errors, timing_model
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.errors import GateError, ShiftAddError, UnsupportedError, UsageError
 
@@ -34,6 +34,7 @@ class TuneRequest:
 
     preset: str
     source: str | None = None  # a packed model; None: the shapes that we ship logs for
+    synthetic: str | None = None  # or those of one published model
     activations: str = "int16"  # the format of a packed model's look-ups
     op: str | None = None  # None: every operator that has knobs
     trials: int = DEFAULT_TRIALS  # of each task, those of earlier runs included
@@ -47,6 +48,7 @@ class TuneRequest:
         words = ["tune", "--target", self.preset, "--trials", str(self.trials)]
         words += [] if self.minutes is None else ["--minutes", f"{self.minutes:g}"]
         words += [] if self.op is None else ["--op", self.op]
+        words += [] if self.synthetic is None else ["--synthetic", self.synthetic]
         return " ".join([*words, "--threads", str(self.threads)])
 
 
@@ -56,6 +58,7 @@ class TuneReport:
 
     target: str
     output: str
+    measured: str  # how: "local", or "static-model" where nothing ran
     tasks: list[dict[str, Any]]
     left: list[str]  # tasks that the time did not suffice for
     lookup_rows: int | None
@@ -63,13 +66,15 @@ class TuneReport:
 
 
 def check(backend: Backend, request: TuneRequest) -> None:
-    """Raise `UnsupportedError` where candidates cannot be measured, `UsageError` for no budget."""
+    """Raise `UnsupportedError` where candidates get no times, `UsageError` for no budget."""
     if not backend.runs_here():
-        raise UnsupportedError(
-            f"Candidates for {backend.name} cannot be measured on this machine, which lacks "
-            f"{', '.join(backend.missing_features())}; tune on one that has it, and give the log to "
-            "compile by --tuning-log."
-        )
+        if not backend.model:
+            raise UnsupportedError(
+                f"Candidates for {backend.name} cannot be measured on this machine, which lacks "
+                f"{', '.join(backend.missing_features())}, and no model of one processor stands for "
+                "them; tune on a machine that has it, and give the log to compile by --tuning-log."
+            )
+        timing_model.find()
     if request.trials < 1:
         raise UsageError(f"--trials is {request.trials}, expected at least 1.")
     if request.minutes is not None and not request.minutes > 0:

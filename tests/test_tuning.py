@@ -165,7 +165,7 @@ def test_a_killed_search_goes_on_where_it_was(
     report = tuner.tune(request)
     (first, *_), after = report.tasks, trials_of(tmp_path)
     assert after[: len(finished)] == finished
-    assert first["trials"] == len(after) >= 12
+    assert first["trials"] == len(after) > len(finished)
     decided = [json.dumps(probe._knobs(json.loads(line)[1][0])) for line in after]
     assert len(set(decided)) == len(decided)
     assert 0 < first["after_us"] <= first["before_us"]

@@ -23,7 +23,7 @@ from tvm.tirx.script import builder as T  # noqa: E402
 from shiftadd_tvm import backend, pipeline  # noqa: E402
 from shiftadd_tvm.backend import Knob  # noqa: E402
 from shiftadd_tvm.schedules.llvm import _lookup, lut  # noqa: E402
-from shiftadd_tvm.tuning import crossover, log, measure, search, space, tasks  # noqa: E402
+from shiftadd_tvm.tuning import crossover, local, log, measure, search, space, tasks  # noqa: E402
 
 BACKEND = next(preset for preset in backend.presets().values() if preset.runs_here())
 SHAPE = tasks.Shape(
@@ -90,7 +90,7 @@ def sabotage(folder: Path) -> object:
         mock.patch.object(pipeline, "schedules", lambda family: {"lut_query": SABOTAGED}),
         mock.patch.object(measure, "RUN_TIMEOUT", 2),
     ):
-        found = search.Search(task(), BACKEND, folder, workers=2).run(
+        found = search.Search(task(), BACKEND, folder, local.Site(1)).run(
             4, time.monotonic() + 60, _quiet
         )
     lines = [json.loads(line) for line in (folder / search.RECORDS).read_text().splitlines()]

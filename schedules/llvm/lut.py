@@ -9,9 +9,11 @@ from shiftadd_tvm.schedules.llvm import _lookup
 OPS = ("lut_query",)
 KNOBS = {
     "shared": Knob((1, 2, 4), 1),  # row blocks that share the loads of a table
-    "task": Knob((1, 2, 4, 8), 1),  # times as many go through one chunk of tables together
+    # times as many go through one chunk of tables together
+    "task": Knob((1, 2, 4, 8), 1, memory=True),
     "unroll": Knob((1, 2, 4), 1),  # steps, times the instruction set's `turn`
-    "prefetch": Knob((0, 1024, 2048, 4096, 8192), 4096),  # bytes ahead; 0: left to the hardware
+    # bytes ahead; 0: left to the hardware
+    "prefetch": Knob((0, 1024, 2048, 4096, 8192), 4096, memory=True),
 }
 restore = _lookup.restore
 

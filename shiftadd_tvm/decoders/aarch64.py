@@ -46,6 +46,7 @@ def decode(content: bytes, address: int) -> Iterator[Instruction]:
             reads,
             writes,
             frozenset(f"x{number}" for number in GENERAL.findall(inside)),
+            text,
         )
 
 

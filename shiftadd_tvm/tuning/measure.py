@@ -122,12 +122,17 @@ class Data:
             raise TrialError("computes other numbers than the untuned kernel")
 
 
+def own_folder(folder: Path) -> Path:
+    """Return a new folder in `folder`: nothing of a fork that is killed lies elsewhere."""
+    return Path(tempfile.mkdtemp(dir=folder))
+
+
 def build(mod: IRModule, target: Any, folder: Path) -> str:
     """Compile a module into a library in `folder`, in this process; return its path."""
-    own = tempfile.mkdtemp(dir=folder)  # nothing of a fork that is killed lies elsewhere
-    path = Path(own) / "kernel.so"
+    own = own_folder(folder)
+    path = own / "kernel.so"
     with tvm.target.Target(target) as entered:
-        tvm.compile(mod, entered).export_library(str(path), workspace_dir=own)
+        tvm.compile(mod, entered).export_library(str(path), workspace_dir=str(own))
     return str(path)
 
 
@@ -176,9 +181,9 @@ def compared(paths: Sequence[str], data: Data) -> list[float]:
 class Builder(PyBuilder):
     """Builds candidates in forks, several at once; nothing is imported anew."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, make: Callable[[Any, Any, Path], str]) -> None:
         super().__init__()
-        self._folder, self._workers = folder, workers
+        self._folder, self._workers, self._make = folder, workers, make
 
     def build(self, build_inputs: Sequence[Any]) -> list[Any]:
         """Return a result for each input."""
@@ -190,7 +195,7 @@ class Builder(PyBuilder):
         return results
 
     def _work(self, given: Any) -> Callable[[], str]:
-        return lambda: build(given.mod, given.target, self._folder)
+        return lambda: self._make(given.mod, given.target, self._folder)
 
 
 def _built(fork: Fork) -> Any:
@@ -210,7 +215,7 @@ class Runner(PyRunner):
 
     def run(self, runner_inputs: Sequence[Any]) -> list[Any]:
         """Return a future for each input, whose result is there."""
-        return [_Done(self._one(str(given.artifact_path))) for given in runner_inputs]
+        return [Done(self._one(str(given.artifact_path))) for given in runner_inputs]
 
     def _one(self, path: str) -> Any:
         try:
@@ -223,13 +228,17 @@ class Runner(PyRunner):
 
 
 @derived_object
-class _Done(PyRunnerFuture):
+class Done(PyRunnerFuture):
+    """A result that is there already."""
+
     def __init__(self, result: Any) -> None:
         super().__init__()
         self._result = result
 
     def done(self) -> bool:
+        """Say that there is nothing to wait for."""
         return True
 
     def result(self) -> Any:
+        """Return the result."""
         return self._result

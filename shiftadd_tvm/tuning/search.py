@@ -6,16 +6,17 @@ batch is appended to a JSON database of the task's own before the next begins: a
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tvm
@@ -23,19 +24,21 @@ import tvm_ffi
 from tvm.ir import IRModule
 from tvm.s_tir import Schedule
 from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.schedule import ScheduleError
 
 from shiftadd_tvm import pipeline
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.errors import GateError
 from shiftadd_tvm.files import canonical_json, user_cache
 from shiftadd_tvm.tuning import log as logs
-from shiftadd_tvm.tuning import measure, space
-from shiftadd_tvm.tuning.measure import Fork, TrialError
-from shiftadd_tvm.tuning.tasks import Task, data
+from shiftadd_tvm.tuning import space
+from shiftadd_tvm.tuning.measure import TrialError
+from shiftadd_tvm.tuning.tasks import Task
 
 BATCH = 8
 KEPT = 3  # records of a task in a log
 POPULATION, GENERATIONS = 16, 2  # making a candidate takes 50 ms, and a space has some hundred
+SMALL = 32  # points of a space that is gone through, nearest to the untuned one first
 EMPTY = 3  # batches without a new candidate: everything has been measured
 FAILED = 1e10  # seconds, by which MetaSchedule marks a trial without a time
 WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
@@ -58,35 +61,60 @@ class Found:
     failed: int
 
 
+class Meter(Protocol):
+    """What gives the candidates of one task their times."""
+
+    builder: Any  # MetaSchedule's
+    runner: Any
+
+    def prepare(self, untuned: IRModule) -> None:
+        """Make ready, with the untuned kernel; raises `TrialError` when it cannot be measured."""
+
+    def compare(self, mods: list[IRModule]) -> list[float]:
+        """Return the seconds of kernels that have run before, in turns; raises `TrialError`."""
+
+
+class Site(Protocol):
+    """Where candidates get their times: this machine, a board, or a model of one."""
+
+    measured: str  # how, as a log says it
+    device: dict[str, Any]  # what times depend on
+    keeps: bool  # False: times mean nothing, and no log is written
+
+    def space(self, module: ModuleType) -> ModuleType:
+        """Return the schedule module with the knobs that are worth searching there."""
+
+    def meter(self, task: Task, backend: Backend, scratch: Path) -> Meter:
+        """Return what times the candidates of a task; it may keep files in `scratch`."""
+
+    def weights(self, task: Task) -> str:
+        """Return where a task's weights come from, in a word: "cold" or "cached"."""
+
+    def lookup_rows(
+        self, found: list[Task], backend: Backend, log: Path, folder: Path, end: float
+    ) -> int | None:
+        """Return up to how many tokens look-ups pay, None if unknown; raises `TrialError`."""
+
+
 class Search:
     """The search for one task; all it keeps lies in a folder of its own."""
 
-    def __init__(self, task: Task, backend: Backend, folder: Path, workers: int) -> None:
+    def __init__(self, task: Task, backend: Backend, folder: Path, site: Site) -> None:
         """Measure the untuned kernel, whose output every candidate must reproduce."""
-        self._task, self._backend, self._folder, self._workers = task, backend, folder, workers
-        self._module: ModuleType = pipeline.schedules(backend.family)[task.op]
+        self._task, self._backend, self._folder = task, backend, folder
+        self._module = site.space(pipeline.schedules(backend.family)[task.op])
         self._mod = space.workload(task.function)
         self._target = tvm.target.Target(backend.target)
         self._scratch = folder / "scratch"
         _empty(self._scratch)
-        self._data = data(task, backend.rows)
-        self._data.expected = self._untuned()
-
-    def _untuned(self) -> np.ndarray:
-        path = self._scratch / "expected.npy"
-
-        def run() -> None:
-            function = measure.load(measure.build(self._default().mod, self._target, path.parent))
-            np.save(path, measure.output(function, self._data))
-
+        self._meter = site.meter(task, backend, self._scratch)
         try:
-            Fork(run, measure.BUILD_TIMEOUT).result()
+            self._meter.prepare(self._default().mod)
         except TrialError as error:
             raise GateError(
                 f"The untuned kernel of {self._task.name} cannot be measured: it {error}; please "
                 "report it with the command you ran."
             ) from error
-        return np.load(path)
 
     def _default(self) -> Schedule:
         values = pipeline.defaults(self._module)
@@ -117,9 +145,8 @@ class Search:
         context.pre_tuning(left + EMPTY * BATCH, BATCH, None, database, model)
         if measured.candidates:
             model.update(context, measured.candidates, measured.results)
-        runner = measure.Runner(self._data)
         for batch in self._batches(context, measured, left):
-            results = self._measure(runner, batch)
+            results = self._measure(batch)
             for candidate, result in zip(batch, results, strict=True):
                 measured.add(candidate, result, database.commit_tuning_record)
             context.notify_runner_results(batch, results)
@@ -150,6 +177,13 @@ class Search:
         """Yield batches of candidates that were never measured, the untuned one among the first."""
         args = ms.arg_info.ArgInfo.from_entry_func(self._mod, remove_preproc=False)
         first = [ms.MeasureCandidate(self._default(), args)]
+        points = list(space.points(self._module))
+        if len(points) <= SMALL:
+            found = (ms.MeasureCandidate(sch, args) for sch in self._schedules(points))
+            new = itertools.islice(measured.unknown(found), left)
+            while batch := list(itertools.islice(new, BATCH)):
+                yield batch
+            return
         empty = 0
         while left > 0 and empty < EMPTY:
             proposed = context.generate_measure_candidates()
@@ -161,31 +195,39 @@ class Search:
             if batch:
                 yield batch
 
-    def _measure(self, runner: Any, batch: list[Any]) -> list[Any]:
-        builder = measure.Builder(self._scratch, self._workers)
+    def _schedules(self, points: list[dict[str, int]]) -> Iterator[Schedule]:
+        """Yield the candidate of each point whose values go together."""
+        for values in points:
+            with suppress(ScheduleError):
+                yield space.candidate(self._mod, self._module, self._backend, values)
+
+    def _measure(self, batch: list[Any]) -> list[Any]:
         inputs = [ms.builder.BuilderInput(c.sch.mod, self._target) for c in batch]
-        results = []
-        for candidate, built in zip(batch, builder.build(inputs), strict=True):
-            if built.error_msg is not None:
-                results.append(ms.runner.RunnerResult(None, built.error_msg))
-            else:
-                given = ms.runner.RunnerInput(built.artifact_path, "cpu", candidate.args_info)
-                results.append(runner.run([given])[0].result())
-            if results[-1].error_msg is not None:
+        results: list[Any] = []
+        given: list[Any] = []
+        for candidate, built in zip(batch, self._meter.builder.build(inputs), strict=True):
+            if built.error_msg is None:
+                given.append(
+                    ms.runner.RunnerInput(built.artifact_path, "cpu", candidate.args_info)
+                )
+            results.append(None if built.error_msg is None else _failed(built.error_msg))
+        times = iter([future.result() for future in self._meter.runner.run(given)])
+        results = [next(times) if result is None else result for result in results]
+        for candidate, result in zip(batch, results, strict=True):
+            if result.error_msg is not None:
                 values = space.knobs(candidate.sch.trace, self._module)
-                logger.info("%s %s: %s", self._task.name, values, results[-1].error_msg)
+                logger.info("%s %s: %s", self._task.name, values, result.error_msg)
         return results
 
     def _compare(self, schedules: list[Schedule]) -> tuple[float, list[float]]:
         """Return the seconds of the untuned kernel and of others, which have run before."""
-
-        def run() -> list[float]:
-            mods = [sch.mod for sch in (self._default(), *schedules)]
-            paths = [measure.build(mod, self._target, self._scratch) for mod in mods]
-            return measure.compared(paths, self._data)
-
-        before, *times = Fork(run, measure.BUILD_TIMEOUT).result()
+        mods = [sch.mod for sch in (self._default(), *schedules)]
+        before, *times = self._meter.compare(mods)
         return before, times
+
+
+def _failed(reason: str) -> Any:
+    return ms.runner.RunnerResult(None, reason)
 
 
 class _Measured:
@@ -208,7 +250,7 @@ class _Measured:
         """The trials without a time."""
         return sum(_numbers(record)[0] >= FAILED for record in self._records)
 
-    def unknown(self, candidates: list[Any]) -> Iterator[Any]:
+    def unknown(self, candidates: Iterable[Any]) -> Iterator[Any]:
         """Yield each candidate that is neither measured nor yielded before."""
         for candidate in candidates:
             if _identity(candidate) not in self._known:

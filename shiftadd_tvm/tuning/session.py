@@ -10,19 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from shiftadd_tvm import __version__, compiler, cpu
+from shiftadd_tvm import __version__, compiler
 from shiftadd_tvm import backend as backends
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.errors import UnsupportedError, UsageError
 from shiftadd_tvm.files import user_cache
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.tuner import META, TuneRequest
-from shiftadd_tvm.tuning import crossover, search, tasks
+from shiftadd_tvm.tuning import local, search, static_model, tasks
 from shiftadd_tvm.tuning import log as logs
 from shiftadd_tvm.tuning.measure import TrialError
+from shiftadd_tvm.tuning.search import Site
 from shiftadd_tvm.tuning.tasks import Task
-
-MEASURED = "local"  # on this machine, by its clock
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +29,9 @@ Fields = dict[str, Any]
 Progress = Callable[[int, int, str], None]  # trials done, trials in all, the task
 
 
-def device(threads: int) -> Fields:
-    """Return what times depend on."""
-    return {"cpu": cpu.model(), "cores": cpu.cores(), "caches": cpu.caches(), "threads": threads}
+def site_of(backend: Backend, threads: int) -> Site:
+    """Return where candidates get their times: here, or from a model of another machine."""
+    return local.Site(threads) if backend.runs_here() else static_model.Site(backend)
 
 
 def find_tasks(request: TuneRequest, backend: Backend) -> list[Task]:
@@ -43,7 +42,9 @@ def find_tasks(request: TuneRequest, backend: Backend) -> list[Task]:
             f"--op is {request.op!r}, expected one of {', '.join(known)}, which have knobs on "
             f"{backend.name}."
         )
-    if request.source is None:
+    if request.synthetic is not None:
+        found = tasks.shipped(backend, (request.synthetic,))
+    elif request.source is None:
         found = tasks.shipped(backend)
     else:
         module, _ = compiler.relax_module(open_packed(request.source), backend, request.activations)
@@ -68,9 +69,9 @@ class Tuning:
         minutes = request.minutes
         self._end = float("inf") if minutes is None else self._begin + minutes * 60
         self._backend = backends.load(request.preset)
-        self._device = device(request.threads)
+        self._site = site_of(self._backend, request.threads)
         self._tasks = find_tasks(request, self._backend)
-        self._work = search.work_folder(request.preset, self._device)
+        self._work = search.work_folder(request.preset, self._site.device)
         own = user_cache() / logs.NAME / request.preset
         self._output = Path(request.output) if request.output else own
         if (self._output / META).is_file():
@@ -96,6 +97,7 @@ class Tuning:
         return {
             "target": self._request.preset,
             "output": str(self._output),
+            "measured": self._site.measured,
             "tasks": list(found.values()),
             "left": [task.name for task in self._tasks if task.name not in found],
             "lookup_rows": rows,
@@ -106,7 +108,9 @@ class Tuning:
         with tempfile.TemporaryDirectory(dir=self._work) as folder:
             try:
                 place = Path(folder)
-                return crossover.rows(self._tasks, self._backend, self._output, place, self._end)
+                return self._site.lookup_rows(
+                    self._tasks, self._backend, self._output, place, self._end
+                )
             except TrialError as error:
                 log.warning("look-ups were not compared with prefill's product: it %s", error)
                 return None
@@ -119,12 +123,11 @@ class Tuning:
 
         now = time.monotonic()
         until = now + (self._end - now) / (len(self._tasks) - number)
-        one = search.Search(task, self._backend, self._work / task.name, cpu.cores())
+        one = search.Search(task, self._backend, self._work / task.name, self._site)
         return one.run(self._request.trials, until, progress)
 
     def _report(self, task: Task, found: search.Found) -> Fields:
         shape = task.shape
-        cached = task.model_bytes < cpu.caches().get("L3", 0) // 2
         return {
             "name": task.name,
             "op": task.op,
@@ -135,7 +138,7 @@ class Tuning:
             "after_us": round(found.after * 1e6, 3),
             "trials": found.trials,
             "failed": found.failed,
-            "weights": "cached" if cached else "cold",
+            "weights": self._site.weights(task),
         }
 
     def _write(self, records: dict[str, list[Fields]], found: list[Fields], more: Fields) -> None:
@@ -143,8 +146,8 @@ class Tuning:
             "shiftadd-tvm": __version__,
             "command": self._request.command,
             "date": datetime.now(UTC).date().isoformat(),
-            "device": self._device,
-            "measured": MEASURED,
+            "device": self._site.device,
+            "measured": self._site.measured,
             "tasks": found,
         }
         logs.write(self._output, self._request.preset, records, more, run)

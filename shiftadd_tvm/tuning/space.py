@@ -6,7 +6,9 @@ function gives the default and every candidate, and a record, which holds both h
 that function did. (`tensorize` records a name, not the random variable: hence the second half.)
 """
 
+import itertools
 import random
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -54,6 +56,16 @@ def _sample(module: ModuleType, sch: Schedule) -> list[Schedule]:
         chosen = sch.sample_categorical(list(knob.candidates), [1 / count] * count)
         sch.annotate(block, PREFIX + name, chosen)
     return [sch]
+
+
+def points(module: ModuleType) -> Iterator[dict[str, int]]:
+    """Yield the values of every point of a space, those near the untuned one first."""
+    ways = [range(len(knob.candidates)) for knob in module.KNOBS.values()]
+    start = [knob.candidates.index(knob.default) for knob in module.KNOBS.values()]
+    steps = lambda point: sum(abs(a - b) for a, b in zip(point, start, strict=True))
+    for point in sorted(itertools.product(*ways), key=steps):
+        values = zip(module.KNOBS.items(), point, strict=True)
+        yield {name: knob.candidates[index] for (name, knob), index in values}
 
 
 @derived_object

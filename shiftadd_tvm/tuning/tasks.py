@@ -184,10 +184,13 @@ def shape_of(function: PrimFunc) -> Shape:
     )
 
 
-def shipped(backend: Backend) -> list[Task]:
-    """Return the tasks of the models that we ship logs for: one token, 2 to 4 bits."""
+def shipped(backend: Backend, models: Sequence[str] = SHIPPED) -> list[Task]:
+    """Return the tasks of published models, those that we ship logs for: one token, 2 to 4 bits.
+
+    Raises `UsageError` for an unknown name.
+    """
     found: dict[Shape, Task] = {}
-    for model in SHIPPED:
+    for model in models:
         for bits in SHIPPED_BITS:
             for task in _of_model(model, bits, backend):
                 known = found.get(task.shape)
