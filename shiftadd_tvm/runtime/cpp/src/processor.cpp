@@ -78,9 +78,11 @@ struct Feature {
 };
 
 constexpr Feature kFeatures[] = {
-    {"fp", AT_HWCAP, 0},       {"asimd", AT_HWCAP, 1},    {"atomics", AT_HWCAP, 8},
-    {"asimdhp", AT_HWCAP, 10}, {"asimddp", AT_HWCAP, 20}, {"sve", AT_HWCAP, 22},
-    {"sve2", AT_HWCAP2, 1},    {"i8mm", AT_HWCAP2, 13},   {"bf16", AT_HWCAP2, 14},
+    {"fp", AT_HWCAP, 0},       {"asimd", AT_HWCAP, 1},     {"crc32", AT_HWCAP, 7},
+    {"atomics", AT_HWCAP, 8},  {"asimdhp", AT_HWCAP, 10},  {"asimdrdm", AT_HWCAP, 12},
+    {"jscvt", AT_HWCAP, 13},   {"fcma", AT_HWCAP, 14},     {"lrcpc", AT_HWCAP, 15},
+    {"asimddp", AT_HWCAP, 20}, {"sve", AT_HWCAP, 22},      {"sve2", AT_HWCAP2, 1},
+    {"i8mm", AT_HWCAP2, 13},   {"bf16", AT_HWCAP2, 14},
 };
 
 bool known_feature(std::string_view name, bool& present) {

@@ -1,0 +1,74 @@
+"""Build shiftadd-rpc-server, by which a board without Python takes part in `tune --rpc` and `verify --rpc`.
+
+    python -m shiftadd_tvm.rpc_server -o FOLDER [--machine aarch64]
+
+puts the program and the four libraries that it needs into a folder that can be copied to the board.
+"""
+
+import argparse
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from shiftadd_tvm import runtime_libraries
+from shiftadd_tvm.errors import ShiftAddError, UnsupportedError
+from shiftadd_tvm.runtime import native_build
+
+PROGRAM = "shiftadd-rpc-server"
+SOURCES = native_build.SOURCES / "rpc"
+LIBRARIES = (runtime_libraries.RUNTIME, runtime_libraries.FFI)
+FLAGS = ("-std=c++17", "-O2", "-DNDEBUG", "-s", "-Wall", "-Wextra")
+# the runtime is used through what it registers, not by name; it brings its own C++ library
+LINK = ("-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", "-Wl,--allow-shlib-undefined", "-lpthread")
+
+
+def build(folder: Path, machine: str, library: Path | None = None) -> Path:
+    """Write the server for `machine` into `folder`, beside its libraries; return its path.
+
+    `library` is a libshiftadd for that machine, which is built where none is given. It is zig that
+    compiles (for this machine: its own compiler), so that the server runs with any glibc since 2.28.
+    Raises `UnsupportedError`.
+    """
+    here = machine == platform.machine()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in runtime_libraries.find(machine).items():
+        if name in LIBRARIES:
+            shutil.copyfile(path, folder / name)
+    try:
+        if library is not None or (here and native_build.IN_TREE.is_file()):
+            shutil.copyfile(library or native_build.IN_TREE, folder / native_build.SONAME)
+        else:
+            native_build.build(folder / native_build.SONAME, None if here else machine)
+        command = native_build.compiler(None if here else machine)
+        includes = [f"-I{path}" for path in native_build.include_folders()]
+    except native_build.BuildError as error:
+        raise UnsupportedError(str(error)) from error
+    units = [str(path) for path in sorted(SOURCES.glob("*.cc"))]
+    needed = [str(folder / name) for name in (*LIBRARIES, native_build.SONAME)]
+    output = folder / PROGRAM
+    command += [*FLAGS, *includes, *units, *LINK, *needed, "-o", str(output)]
+    child = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if child.returncode:
+        reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        raise UnsupportedError(f"{PROGRAM} cannot be built by {command[0]}: {reason}.")
+    return output
+
+
+def main(arguments: list[str]) -> int:
+    """Build into a folder; print the program's path."""
+    parser = argparse.ArgumentParser(prog="rpc_server", description="Build shiftadd-rpc-server.")
+    parser.add_argument("-o", dest="folder", type=Path, required=True)
+    parser.add_argument("--machine", choices=native_build.MACHINES, default=platform.machine())
+    chosen = parser.parse_args(arguments)
+    try:
+        print(build(chosen.folder, chosen.machine))
+    except ShiftAddError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
