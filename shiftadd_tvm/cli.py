@@ -139,6 +139,7 @@ def verify(
     golden: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Golden file, if not the artifact's own.")
     ] = None,
+    rpc: options.Rpc = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -153,7 +154,7 @@ def verify(
     console = Console(json=json, quiet=quiet, verbose=verbose)
     console.log("verify", f"hashing {artifact} and running its golden prompts")
     with leaving("nothing was changed"):
-        fields, error = workflow.verify(artifact, golden)
+        fields, error = workflow.verify(artifact, golden, rpc)
     console.result(fields, "" if error else presentation.verified(artifact, fields))
     if error:
         raise error

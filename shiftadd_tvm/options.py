@@ -57,6 +57,10 @@ def parse_names(text: str | None) -> tuple[str, ...]:
     return tuple(name for name in (text or "").split(",") if name)
 
 
+Rpc = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT:KEY", help="On boards that a tracker of TVM's RPC knows."),
+]
 Source = Annotated[
     str,
     typer.Argument(

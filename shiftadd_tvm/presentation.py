@@ -183,6 +183,8 @@ def tune_summary(report: "TuneReport") -> str:
     rows["time"] = clock(report.seconds)
     if report.measured == "static-model":
         rows["note"] = "nothing ran: times are of a model of the processor, at 1 GHz"
+    if not report.kept:
+        rows["note"] = "the board is emulated: its times mean nothing, and no log was written"
     return f"tuning log {report.output} for {report.target}\n{_rows(rows)}"
 
 

@@ -1,4 +1,4 @@
-"""Build shiftadd-rpc-server, by which a board without Python takes part in `tune --rpc` and `verify --rpc`.
+"""Build shiftadd-rpc-server: with it a board that runs no Python serves `tune --rpc`, `verify --rpc`.
 
     python -m shiftadd_tvm.rpc_server -o FOLDER [--machine aarch64]
 

@@ -45,6 +45,7 @@ def tune(
     activations: options.Activations = "int16",
     bits: options.CheckpointBits = None,
     threads: options.Threads = None,
+    rpc: options.Rpc = None,
     output: Output = None,
     config: options.Config = None,
     json: options.Json = False,
@@ -68,6 +69,7 @@ def tune(
             activations=activations,
             bits=whole,
             threads=threads,
+            rpc=rpc,
             config=config,
         )
     console.table("plan", presentation.tune_plan(plan))

@@ -29,6 +29,23 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
+class BoardAddress:
+    """Where a tracker of TVM's RPC answers, and the key of the boards that are meant."""
+
+    host: str
+    port: int
+    key: str
+
+    @classmethod
+    def parse(cls, text: str) -> "BoardAddress":
+        """Return the address that HOST:PORT:KEY says; raise `UsageError` for anything else."""
+        host, port, key = (text.rsplit(":", 2) + ["", ""])[:3]
+        if not (host and key and port.isdecimal() and 0 < int(port) < 65536):
+            raise UsageError(f"--rpc is {text!r}, expected HOST:PORT:KEY of a tracker.")
+        return cls(host, int(port), key)
+
+
+@dataclass(frozen=True)
 class TuneRequest:
     """What to tune, by what budget, and where the log goes."""
 
@@ -41,6 +58,7 @@ class TuneRequest:
     minutes: float | None = None  # of all tasks together
     threads: int = 1
     output: str | None = None  # None: the user's cache
+    rpc: str | None = None  # HOST:PORT:KEY of boards that measure
 
     @property
     def command(self) -> str:
@@ -58,7 +76,8 @@ class TuneReport:
 
     target: str
     output: str
-    measured: str  # how: "local", or "static-model" where nothing ran
+    measured: str  # how: "local", "rpc", or "static-model" where nothing ran
+    kept: bool  # False: boards were emulated, and no log was written
     tasks: list[dict[str, Any]]
     left: list[str]  # tasks that the time did not suffice for
     lookup_rows: int | None
@@ -67,7 +86,9 @@ class TuneReport:
 
 def check(backend: Backend, request: TuneRequest) -> None:
     """Raise `UnsupportedError` where candidates get no times, `UsageError` for no budget."""
-    if not backend.runs_here():
+    if request.rpc is not None:
+        BoardAddress.parse(request.rpc)
+    elif not backend.runs_here():
         if not backend.model:
             raise UnsupportedError(
                 f"Candidates for {backend.name} cannot be measured on this machine, which lacks "

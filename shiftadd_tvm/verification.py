@@ -14,6 +14,7 @@ tolerance, the artifact must choose the same token.
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -73,20 +74,25 @@ def run_golden(artifact: Artifact, ids: Array) -> tuple[Array, Array]:
     return np.stack(by_prefill), np.stack(by_decode)
 
 
-def verify_here(path: Path, golden: Path | None = None) -> Verification:
-    """Run the gate in this process."""
-    artifact = Artifact(path)
-    if artifact.manifest["kind"] == "function":
-        return _verify_function(artifact, golden)
+def read_prompts(artifact: Artifact, golden: Path | None = None) -> tuple[Array, Array]:
+    """Return the token ids (P, T) and logits (P, T, V) that an artifact is held to.
+
+    `golden` is another file than its own. Raises `BadFileError`.
+    """
     ids, logits = read_golden(golden) if golden else artifact.golden()
     vocabulary = artifact.number("model", "vocabulary")
     if logits.shape[-1] != vocabulary or ids.min(initial=0) < 0 or ids.max() >= vocabulary:
         raise BadFileError(
-            f"{golden or path} has golden logits over {logits.shape[-1]} tokens, the artifact has a "
-            f"vocabulary of {vocabulary}; use the golden file of the same model."
+            f"{golden or artifact.path} has golden logits over {logits.shape[-1]} tokens, the artifact "
+            f"has a vocabulary of {vocabulary}; use the golden file of the same model."
         )
+    return ids, logits
+
+
+def judge(artifact: Artifact, logits: Array, runs: Sequence[Array]) -> Verification:
+    """Return the worst of what several runs' logits (P, T, V) are, compared with the golden ones."""
     relative = RELATIVE[artifact.activations()]
-    worst = [compare(logits, found, relative) for found in run_golden(artifact, ids)]
+    worst = [compare(logits, found, relative) for found in runs]
     return Verification(
         max(v.max_logit_error for v in worst),
         worst[0].tolerance,
@@ -122,6 +128,15 @@ def _verify_function(artifact: Artifact, golden: Path | None) -> Verification:
             compared += values.size
             equal = equal and float((values == golden_values).mean()) >= OTHER
     return Verification(*worst, equal, compared)
+
+
+def verify_here(path: Path, golden: Path | None = None) -> Verification:
+    """Run the gate in this process."""
+    artifact = Artifact(path)
+    if artifact.manifest["kind"] == "function":
+        return _verify_function(artifact, golden)
+    ids, logits = read_prompts(artifact, golden)
+    return judge(artifact, logits, run_golden(artifact, ids))
 
 
 def measure(path: Path, golden: Path | None = None) -> Verification:

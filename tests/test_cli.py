@@ -50,7 +50,7 @@ def test_exactly_the_built_verbs_exist(tmp_path: Path) -> None:
     ("verb", "flag"),
     [
         *(("compile", flag) for flag in ("--bundle", "--single-library")),
-        *(("tune", flag) for flag in ("--rpc", "--stage")),
+        *(("tune", flag) for flag in ("--stage",)),
     ],
 )
 def test_flags_of_later_versions_do_not_exist(verb: str, flag: str, tmp_path: Path) -> None:

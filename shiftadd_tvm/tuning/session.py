@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.errors import UnsupportedError, UsageError
 from shiftadd_tvm.files import user_cache
 from shiftadd_tvm.packed import open_packed
-from shiftadd_tvm.tuner import META, TuneRequest
+from shiftadd_tvm.tuner import META, BoardAddress, TuneRequest
 from shiftadd_tvm.tuning import local, search, static_model, tasks
 from shiftadd_tvm.tuning import log as logs
 from shiftadd_tvm.tuning.measure import TrialError
@@ -29,9 +30,13 @@ Fields = dict[str, Any]
 Progress = Callable[[int, int, str], None]  # trials done, trials in all, the task
 
 
-def site_of(backend: Backend, threads: int) -> Site:
-    """Return where candidates get their times: here, or from a model of another machine."""
-    return local.Site(threads) if backend.runs_here() else static_model.Site(backend)
+def site_of(backend: Backend, request: TuneRequest) -> Site:
+    """Return where candidates get their times: on boards, here, or from a model of another machine."""
+    if request.rpc is not None:
+        from shiftadd_tvm.tuning import remote  # TVM's RPC is imported where it is used only
+
+        return remote.Site(backend, BoardAddress.parse(request.rpc))
+    return local.Site(request.threads) if backend.runs_here() else static_model.Site(backend)
 
 
 def find_tasks(request: TuneRequest, backend: Backend) -> list[Task]:
@@ -69,7 +74,7 @@ class Tuning:
         minutes = request.minutes
         self._end = float("inf") if minutes is None else self._begin + minutes * 60
         self._backend = backends.load(request.preset)
-        self._site = site_of(self._backend, request.threads)
+        self._site = site_of(self._backend, request)
         self._tasks = find_tasks(request, self._backend)
         self._work = search.work_folder(request.preset, self._site.device)
         own = user_cache() / logs.NAME / request.preset
@@ -94,10 +99,13 @@ class Tuning:
                 self._write(records, list(found.values()), {})
             rows = self._crossover()
             self._write(records, list(found.values()), {"lookup_rows": rows} if rows else {})
+        if not self._site.keeps:
+            shutil.rmtree(self._work)
         return {
             "target": self._request.preset,
             "output": str(self._output),
             "measured": self._site.measured,
+            "kept": self._site.keeps,
             "tasks": list(found.values()),
             "left": [task.name for task in self._tasks if task.name not in found],
             "lookup_rows": rows,
@@ -142,12 +150,15 @@ class Tuning:
         }
 
     def _write(self, records: dict[str, list[Fields]], found: list[Fields], more: Fields) -> None:
+        if not self._site.keeps:
+            return
         run = {
             "shiftadd-tvm": __version__,
             "command": self._request.command,
             "date": datetime.now(UTC).date().isoformat(),
             "device": self._site.device,
             "measured": self._site.measured,
+            "kept": self._site.keeps,
             "tasks": found,
         }
         logs.write(self._output, self._request.preset, records, more, run)
