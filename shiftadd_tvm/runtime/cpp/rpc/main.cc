@@ -99,7 +99,7 @@ unsigned time_limit(const std::string& words) {
 
 // Serve a client in a child process, in a folder of its own, and wait for its end.
 void host(Socket& client, unsigned seconds) {
-  std::string folder = std::filesystem::temp_directory_path() / "shiftadd-rpc-XXXXXX";
+  std::string folder = std::filesystem::temp_directory_path() / ("shiftadd-rpc-" + std::string(6, 'X'));
   if (!mkdtemp(&folder[0])) throw WireError("a folder cannot be made: " + std::string(std::strerror(errno)));
   const pid_t child = fork();
   if (child == 0) {
