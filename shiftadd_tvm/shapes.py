@@ -7,6 +7,7 @@ numbers are those of each model's published `config.json`.
 import difflib
 from typing import NamedTuple
 
+from shiftadd_tvm import families
 from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.families import Config, llama
 
@@ -64,6 +65,7 @@ OPT = {
     "opt-30b": Opt(7168, 48, 56),
     "opt-66b": Opt(9216, 64, 72),
 }
+OPT_350M = {"do_layer_norm_before": False, "word_embed_proj_dim": 512}
 TINY = "tiny"  # of the tests; no message names it
 
 
@@ -88,6 +90,7 @@ def config(name: str) -> Config:
             "num_attention_heads": heads,
             "vocab_size": 50272,
             "max_position_embeddings": 2048,
+            **(OPT_350M if name == "opt-350m" else {}),
         }
     near = difflib.get_close_matches(name.lower(), names(), 1, 0)
     raise UsageError(
@@ -115,8 +118,4 @@ def _llama(name: str, shape: Llama) -> Config:
 
 def linear_shapes(name: str) -> list[tuple[int, int]]:
     """Return the different (outputs, inputs) of the linears of a published model's block."""
-    found = config(name)
-    if found["model_type"] == "opt":
-        hidden = int(str(found["hidden_size"]))
-        return [(hidden, hidden), (4 * hidden, hidden), (hidden, 4 * hidden)]
-    return list(dict.fromkeys(llama.read_config(found).linear_shapes().values()))
+    return list(dict.fromkeys(families.read_config(config(name)).linear_shapes().values()))

@@ -9,7 +9,7 @@ import pytest
 from command import call, call_here, fails, interrupt, result
 from conftest import Tiny
 
-from shiftadd_tvm import compiler, parameters, shapes
+from shiftadd_tvm import compiler, families, parameters, shapes
 from shiftadd_tvm.artifact import MANIFEST, Artifact
 from shiftadd_tvm.benchmark import accounting, kernels, memory, models, peers, statistics, tables
 from shiftadd_tvm.benchmark.game import Game
@@ -146,8 +146,6 @@ def test_a_contender_reports_its_own_errors() -> None:
 def test_unknown_names_name_the_nearest(tmp_path: Path) -> None:
     child = call_here("bench", "--synthetic", "lama-2-7b", cwd=tmp_path)
     fails(child, 2, "'lama-2-7b'", "nearest is 'llama-2-7b'", "smollm2-135m")
-    child = call_here("bench", "--synthetic", "opt-1.3b", cwd=tmp_path)
-    fails(child, 3, "'opt' is not supported", "llama")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +196,8 @@ def test_shapes() -> None:
         (8, 16),
     ]
     assert shapes.linear_shapes("opt-125m") == [(768, 768), (3072, 768), (768, 3072)]
+    smallest = families.read_config(shapes.config("opt-350m"))
+    assert smallest.width == 512 and not smallest.final_norm  # narrow, normalized after the sums
     assert shapes.linear_shapes("llama-3-8b") == [
         (4096, 4096),
         (1024, 4096),
