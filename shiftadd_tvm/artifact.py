@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from shiftadd_tvm import cpu
+from shiftadd_tvm.cuda import driver
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
 from shiftadd_tvm.files import sha256
 from shiftadd_tvm.tensorfile import ALIGNMENT, TensorFile
@@ -31,7 +32,7 @@ LIBRARY = "model.so"
 PARAMETERS = "parameters.safetensors"
 GOLDEN = "golden.safetensors"
 KINDS = ("decoder", "encoder", "function")
-ACTIVATIONS = ("int16", "int8", "float32")  # formats of look-ups
+ACTIVATIONS = ("int16", "int8", "float32", "fixed16", "fixed24", "shuffle16")  # formats of look-ups
 SMALL_FILE = 64 << 20  # files up to this size are hashed at load
 
 Array = np.ndarray
@@ -236,6 +237,13 @@ class Artifact:
             raise UnsupportedError(
                 f"{self.path} is compiled for {target.get('machine')} ({target.get('preset')}), this "
                 f"machine is {cpu.machine()}; compile it with a --target that runs here."
+            )
+        if isinstance(device := target.get("device"), str):
+            # a machine that lacks nothing lacks our engine, which runs processors only, so far
+            lacking = driver.lacks(device) or "a libshiftadd that runs GPUs, which is not made yet"
+            raise UnsupportedError(
+                f"{self.path} is compiled for {target.get('preset')}, this machine lacks {lacking}; "
+                "compile it with a --target that runs here (shiftadd-tvm targets)."
             )
         missing = sorted(set(needed if isinstance(needed, list) else []) - cpu.features())
         if missing:

@@ -10,7 +10,8 @@ import pkgutil
 from dataclasses import dataclass, replace
 
 from shiftadd_tvm import cpu
-from shiftadd_tvm.errors import UnsupportedError
+from shiftadd_tvm.cuda import driver
+from shiftadd_tvm.errors import UnsupportedError, UsageError
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,31 @@ class Backend:
     # (implementer, part) of the processors that it is for; none: of whatever has the features
     parts: tuple[tuple[int, int], ...] = ()
     model: str = ""  # the processor by whose timing llvm-mca ranks candidates, if there is one
+    device: str = ""  # the GPU's architecture, such as "sm_90"; empty: kernels run on the processor
+    activations: tuple[str, ...] = ("int16", "int8", "float32")  # formats of look-ups, default first
 
     @property
     def order(self) -> str:
         """The name of the packed order, as the manifest states it."""
-        return f"bytes-rows{self.rows}"
+        return f"{'fragments' if self.device else 'bytes'}-rows{self.rows}"
+
+    def chosen(self, activations: str) -> str:
+        """Return the format of look-ups that is meant; `UsageError` for one that it has no kernels of."""
+        wanted = activations or self.activations[0]
+        if wanted not in self.activations:
+            raise UsageError(
+                f"--activations is {wanted}, expected one of {', '.join(self.activations)} for "
+                f"{self.name}."
+            )
+        return wanted
 
     def missing_features(self) -> list[str]:
         """Return what this machine lacks to run the preset's kernels."""
         if cpu.machine() != self.machine:
             return [self.machine]
+        if self.device:
+            lacking = driver.lacks(self.device)
+            return [lacking] if lacking else []
         return sorted(set(self.features) - cpu.features())
 
     def runs_here(self) -> bool:
@@ -76,9 +92,25 @@ def presets() -> dict[str, Backend]:
     return found
 
 
+def aliases() -> dict[str, Backend]:
+    """Return, for each family that has presets by device, the preset that its name stands for here."""
+    found = {}
+    for family in _families():
+        module = importlib.import_module(f"shiftadd_tvm.schedules.{family}")
+        if alias := getattr(module, "ALIAS", ""):
+            fitting = [preset for preset in module.PRESETS.values() if preset.runs_here()]
+            found[alias] = fitting[-1] if fitting else module.PRESETS[module.WITHOUT_GPU]
+    return found
+
+
 def load(name: str) -> Backend:
-    """Return the preset called `name`; raise `UnsupportedError` naming the nearest."""
+    """Return the preset called `name`; raise `UnsupportedError` naming the nearest.
+
+    A family's alias (`cuda`) is the preset that fits this machine's device, else the oldest.
+    """
     known = presets()
+    if name in (aliased := aliases()):
+        return aliased[name]
     if name not in known:
         near = difflib.get_close_matches(name, known, 1, 0.4)
         hint = f"the nearest is {near[0]!r}; " if near else ""
@@ -90,9 +122,12 @@ def load(name: str) -> Backend:
 
 
 def detect() -> Backend:
-    """Return the first preset that is meant for this machine; raise `UnsupportedError` for none."""
+    """Return the first preset that is meant for this machine; raise `UnsupportedError` for none.
+
+    A GPU is used where it is asked for by name.
+    """
     for preset in presets().values():
-        if preset.meant_for_here():
+        if preset.meant_for_here() and not preset.device:
             return preset
     raise UnsupportedError(
         f"No target preset runs on this machine ({cpu.machine()}); name one with --target, "

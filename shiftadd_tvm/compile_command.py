@@ -26,7 +26,7 @@ def compile(
     outputs: options.Outputs = None,
     context: options.Context = None,
     sequences: options.Sequences = 4,
-    activations: options.Activations = "int16",
+    activations: options.Activations = None,
     verify: Annotated[
         bool, typer.Option(help="Compare the artifact with the packed model before publishing.")
     ] = True,
@@ -64,7 +64,7 @@ def compile(
             force=force,
             context=context,
             sequences=sequences,
-            activations=activations,
+            activations=activations or "",
             verify=verify,
             dump_ir=dump_ir,
             tuning_log=tuning_log,

@@ -16,7 +16,7 @@ class CompileSettings:
 
     context: int | None = None  # None: the model's own, at most compiler.DEFAULT_CONTEXT
     sequences: int = BATCHES[-1]  # decoded together at most: of fewer, the library is smaller
-    activations: str = ACTIVATIONS[0]  # the format of look-ups
+    activations: str = ""  # the format of look-ups; empty: the target's own
     verify: bool = True
     dump_ir: Path | None = None
     tuning_log: Path | None = None  # looked up before the user's cache and the shipped logs
@@ -30,7 +30,7 @@ class CompileSettings:
             raise UsageError(
                 f"--sequences is {self.sequences}, expected {', '.join(first)} or {last}."
             )
-        if self.activations not in ACTIVATIONS:
+        if self.activations and self.activations not in ACTIVATIONS:
             raise UsageError(
                 f"--activations is {self.activations}, expected one of {', '.join(ACTIVATIONS)}."
             )

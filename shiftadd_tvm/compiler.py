@@ -7,8 +7,8 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from shiftadd_tvm import artifact, chat_form, graph, parameters, pipeline, verif
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.coded_tensors import CodedTensors
 from shiftadd_tvm.compile_settings import BATCHES, CompileSettings
+from shiftadd_tvm.cuda import codegen, toolkit
 from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.files import canonical_json, sha256, staged
 from shiftadd_tvm.ops import OP, lut_float
@@ -29,7 +30,7 @@ from shiftadd_tvm.packed import GOLDEN, PackedModel
 from shiftadd_tvm.sdk import packaging
 from shiftadd_tvm.tensorfile import ALIGNMENT, Source, stream_tensors
 from shiftadd_tvm.toolchain import Linker, find_linker
-from shiftadd_tvm.tuning.log import lookup_rows, open_logs
+from shiftadd_tvm.tuning.log import TuningLog, lookup_rows, open_logs
 
 DEFAULT_CONTEXT = 2048
 LINK_ROOM = 64 << 20  # bytes of disk to have free for object files and model.so
@@ -67,7 +68,9 @@ def compile_model(
     `UnsupportedError`, `OutputError`.
     """
     started = time.perf_counter()
+    settings = replace(settings, activations=backend.chosen(settings.activations))
     linker = find_linker(backend.machine)  # before the work that it would waste
+    _check_device(backend, settings)
     context = check_context(model.decoder.positions, settings.context)
     logs = open_logs(backend.name, settings.tuning_log)
     if settings.package:
@@ -81,8 +84,8 @@ def compile_model(
         module, found = relax_module(model, backend, settings.activations, settings.batches)
         signatures, held = _signatures(module), held_as(module, settings.activations)
         progress("compiling kernels")
-        executable, kernels = pipeline.build(module, backend, settings.dump_ir, logs)
-        link(executable, folder / artifact.LIBRARY, linker, Path(kept))
+        path = folder / artifact.LIBRARY
+        kernels = _library(module, backend, path, linker, settings.dump_ir, logs, Path(kept))
         progress("packing parameters")
         stream_tensors(folder / artifact.PARAMETERS, [source(p, model) for p in found])
         _copy_files(model, folder)
@@ -128,7 +131,8 @@ def held_as(module: IRModule, activations: str) -> str:
     """Return the loosest format in which the look-ups of a module hold activations, where `activations`
     was asked for: scales without a fast form leave them as they are."""
     functions = (f for _, f in module.functions_items() if isinstance(f, PrimFunc))
-    rounded = any((f.attrs or {}).get(OP) in ("lut_build", "lut_round") for f in functions)
+    builds = ("lut_build", "lut_round", "lut_bits_build", "lut_tables_build")
+    rounded = any((f.attrs or {}).get(OP) in builds for f in functions)
     return activations if rounded else lut_float.NAME
 
 
@@ -141,6 +145,35 @@ def check_context(positions: int, wanted: int | None) -> int:
             f"--context is {wanted}, expected 1 to {positions}, the model's positions."
         )
     return wanted
+
+
+def _check_device(backend: Backend, settings: CompileSettings) -> None:
+    """Raise `UnsupportedError` without the compiler of a GPU, `UsageError` for what it cannot have."""
+    if not backend.device:
+        return
+    toolkit.find()
+    if settings.package:
+        raise UsageError(f"--{settings.package} is for processors only; leave it out for a GPU.")
+
+
+def _library(
+    module: IRModule,
+    backend: Backend,
+    path: Path,
+    linker: Linker,
+    dump: Path | None,
+    logs: Sequence[TuningLog],
+    kept: Path,
+) -> Counter[str]:
+    """Write the library of a module (and into `kept` what it is linked from); return kernel counts."""
+    if backend.device:
+        _reserve(path.parent)
+        lowered, kernels = pipeline.lower(module, backend, dump, logs)
+        codegen.build(lowered, backend.target, path, linker, dump)
+        return kernels
+    executable, kernels = pipeline.build(module, backend, dump, logs)
+    link(executable, path, linker, kept)
+    return kernels
 
 
 def _reserve(folder: Path) -> None:
@@ -293,6 +326,7 @@ def producer(model: CodedTensors, backend: Backend, version: str) -> dict[str, o
             "preset": backend.name,
             "machine": backend.machine,
             "features": list(backend.features),
+            **({"device": backend.device} if backend.device else {}),
             "tvm": backend.target,
         },
         "packed_order": backend.order,
@@ -355,7 +389,8 @@ def gate(
     """Write the manifest and, where the target runs here, check the artifact; raise `GateError`."""
     path = folder / artifact.MANIFEST
     path.write_bytes(canonical_json(manifest))
-    if not settings.verify or not backend.runs_here():
+    # libshiftadd runs processors only, so far
+    if not settings.verify or backend.device or not backend.runs_here():
         return None
     progress("verifying against the packed model")
     result = verification.verify(folder)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from shiftadd_tvm import backend, cpu, timing_model, toolchain
+from shiftadd_tvm.cuda import driver, toolkit
 from shiftadd_tvm.errors import ShiftAddError
 
 TVM_SERIES = "0.27."
@@ -50,6 +51,8 @@ def examine() -> list[Check]:
         _memory,
         _cross_linker,
         _timing_model,
+        _cuda_compiler,
+        _gpu,
         lambda: _package("gguf", "gguf", "GGUF checkpoints", extra="gguf"),
         lambda: _package("pyelftools", "elftools", "inspect --ops", extra="inspect"),
         lambda: _package("iced-x86", "iced_x86", "inspect --ops of x86", extra="inspect"),
@@ -130,6 +133,25 @@ def _timing_model() -> Check:
     except ShiftAddError as error:
         return Check(timing_model.NAME, False, str(error), remedy, optional=True)
     return Check(timing_model.NAME, True, f"{found.version} ({found.program})", remedy, True)
+
+
+def _cuda_compiler() -> Check:
+    remedy = f"{toolkit.REMEDY} (needed for compile for CUDA; it takes no GPU)"
+    try:
+        found = toolkit.find()
+    except ShiftAddError as error:
+        return Check("cuda compiler", False, str(error), remedy, True)
+    return Check("cuda compiler", True, str(found.compiler), remedy, True)
+
+
+def _gpu() -> Check:
+    remedy = "install the GPU's driver (compile for CUDA works without, on any machine)"
+    found = driver.gpu()
+    if found is None:
+        detail = "a driver, but no GPU" if driver.present() else "no CUDA driver"
+        return Check("gpu", False, detail, remedy, True)
+    memory = f"{found.memory / 2**30:.1f} GiB"
+    return Check("gpu", True, f"{found.name}, {found.arch}, {memory}", remedy, True)
 
 
 def _linker(name: str, machine: str, remedy: str, *, optional: bool = False) -> Check:

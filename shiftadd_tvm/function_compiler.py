@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tvm import relax
@@ -13,7 +14,7 @@ from shiftadd_tvm import artifact, compiler, pipeline
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.compile_settings import CompileSettings
 from shiftadd_tvm.compiler import CompileReport
-from shiftadd_tvm.errors import UsageError
+from shiftadd_tvm.errors import UnsupportedError, UsageError
 from shiftadd_tvm.files import staged
 from shiftadd_tvm.function_graph import FUNCTION, FunctionGraph
 from shiftadd_tvm.onnx_packed import PackedGraph
@@ -21,6 +22,16 @@ from shiftadd_tvm.packed import GOLDEN
 from shiftadd_tvm.tensorfile import stream_tensors
 from shiftadd_tvm.toolchain import find_linker
 from shiftadd_tvm.tuning.log import open_logs
+
+
+def _chosen(backend: Backend, settings: CompileSettings) -> CompileSettings:
+    """Return the settings with the format that is meant; raise `UnsupportedError` for a GPU."""
+    if backend.device:
+        raise UnsupportedError(
+            f"Graphs are compiled for processors only, so far, not for {backend.name}; choose another "
+            "--target (shiftadd-tvm targets)."
+        )
+    return replace(settings, activations=backend.chosen(settings.activations))
 
 
 def compile_graph(
@@ -39,7 +50,7 @@ def compile_graph(
     `UnsupportedError` for operators that TVM does not import or that lack a kernel.
     """
     started = time.perf_counter()
-    linker = find_linker(backend.machine)  # before the work that it would waste
+    settings, linker = _chosen(backend, settings), find_linker(backend.machine)
     logs = open_logs(backend.name, settings.tuning_log)
     if settings.package:
         raise UsageError(f"--{settings.package} is for language models; leave it out for a graph.")

@@ -22,6 +22,7 @@ from shiftadd_tvm.ops import (
     gemm,
     hadamard,
     lut,
+    lut_bits,
     lut_block,
     lut_float,
     lut_group,
@@ -44,6 +45,7 @@ class Linear:
     outputs: tuple[int, ...]
     bias: bool
     block: tuple[int, int] | None = None  # (rows, columns) that share a scale; None: separable
+    order: str = "bytes"  # of the planes: of `ops/planes.py`, or one of `ops/words.py`
     grouped: bool = False  # blocks of one row that `ops/lut_group.py` can read
 
     @property
@@ -178,6 +180,8 @@ BLOCKED = ("planes", "block_terms")
 
 
 def _multiplier(b: Builder, x: Expr, linear: Linear, activations: str, many: bool) -> _Multiplier:
+    if activations in lut_bits.FORMATS and linear.block is None:
+        return _fixed_multiplier(b, x, lut_bits.FORMATS[activations], many)
     form = lut.FORMATS.get(activations)
     rounded = lambda: b.op("lut_round", (form,), lambda v: lut.rounded(v, form), x) if form else x
     if linear.block is not None and not linear.grouped:
@@ -196,6 +200,18 @@ def _multiplier(b: Builder, x: Expr, linear: Linear, activations: str, many: boo
     if columns:
         return _Multiplier("lut_group", lut_group.query, (columns, form), parts, GROUPED)
     return _Multiplier("lut_query", lut.query, (form,), parts, SEPARABLE)
+
+
+def _fixed_multiplier(b: Builder, x: Expr, form: lut_bits.Format, many: bool) -> _Multiplier:
+    if many:
+        rounded = b.op("lut_round", (form,), lambda v: lut.rounded(v, form.fixed), x)
+        return _Multiplier("gemm_planes", gemm.planes_product, (), [rounded], SEPARABLE)
+    bits = form.order == "fragments"
+    kind, build = ("bits", lut_bits.build) if bits else ("tables", lut_bits.build_tables)
+    built = b.op(f"lut_{kind}_build", (form,), lambda v: build(v, form), x)
+    parts = [b.blocks.emit(relax.TupleGetItem(built, index)) for index in range(2)]
+    query = lut_bits.query if bits else lut_bits.query_tables
+    return _Multiplier(f"lut_{kind}_query", query, (form,), parts, SEPARABLE)
 
 
 def _multiplied(b: Builder, stack: Linear, by: _Multiplier) -> Expr:

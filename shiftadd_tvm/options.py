@@ -114,9 +114,11 @@ Sequences = Annotated[
     ),
 ]
 Activations = Annotated[
-    Literal["int16", "int8", "float32"],
+    Literal["int16", "int8", "float32", "fixed16", "fixed24", "shuffle16"] | None,
     typer.Option(
-        help="How look-ups hold activations: 13-bit whole numbers, 7-bit ones, or as they are."
+        help="How look-ups hold activations: 13-bit whole numbers (int16), 7-bit ones, as they are; on "
+        "GPUs fixed point of 16 or 24 bits (shuffle16: 16, looked up by shuffles).",
+        show_default="the target's own",
     ),
 ]
 Effort = Annotated[

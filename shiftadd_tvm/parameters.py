@@ -15,7 +15,7 @@ from shiftadd_tvm.bcq import BCQWeight, SeparableScales
 from shiftadd_tvm.coded_tensors import CodedTensors
 from shiftadd_tvm.decoder_model import Decoder, Rope
 from shiftadd_tvm.layers import Group, Linear
-from shiftadd_tvm.ops import dense, elementwise, lut, lut_group
+from shiftadd_tvm.ops import dense, elementwise, lut, lut_bits, lut_group, words
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.packed import PackedModel
 
@@ -74,7 +74,10 @@ def _linear_type(model: CodedTensors, members: tuple[str, ...], activations: str
     bias = any(f"{name}.bias" in model.names() for name in members)
     whole = activations in lut.FORMATS
     grouped = whole and block is not None and lut_group.fits(inputs, *block)
-    return Linear(members, tuple(weight.shape[0] for weight in weights), bias, block, grouped)
+    outputs = tuple(weight.shape[0] for weight in weights)
+    fixed = block is None and activations in lut_bits.FORMATS
+    order = lut_bits.FORMATS[activations].order if fixed else "bytes"
+    return Linear(members, outputs, bias, block, order, grouped)
 
 
 def parameters(
@@ -160,11 +163,11 @@ def _matrix(model: CodedTensors, stack: Linear, rows: int) -> Iterator[Parameter
     """Yield what belongs to the rows of one stack, every linear's one below the other's."""
     weights = [model.weight(name) for name in stack.members]
     bits, inputs = weights[0].bits, weights[0].shape[1]
-    shape = order.shape(bits, sum(stack.outputs), inputs, rows)
+    shape = _planes_shape(stack.order, bits, sum(stack.outputs), inputs, rows)
 
     def planes() -> Array:
         parts = (model.weight(name).planes for name in stack.members)
-        return np.concatenate([order.pack(part, rows) for part in parts])
+        return np.concatenate([_pack(part, stack.order, rows) for part in parts])
 
     yield Parameter(f"{stack.name}.planes", shape, "uint32", planes)
     if stack.block is not None:
@@ -188,6 +191,20 @@ def _matrix(model: CodedTensors, stack: Linear, rows: int) -> Iterator[Parameter
         members = zip(stack.members, stack.outputs, strict=True)
         bias = np.concatenate([_bias(model, *member) for member in members])
         yield Parameter(f"{stack.name}.bias", bias.shape, "float32", lambda: bias)
+
+
+def _planes_shape(
+    named: str, bits: int, outputs: int, inputs: int, rows: int
+) -> tuple[int, ...]:
+    """Return the shape of packed planes in the order of that name."""
+    if named == "bytes":
+        return order.shape(bits, outputs, inputs, rows)
+    return words.shape(bits, outputs, inputs, named)
+
+
+def _pack(planes: Array, named: str, rows: int) -> Array:
+    """Return canonical planes in the packed order of that name."""
+    return order.pack(planes, rows) if named == "bytes" else words.pack(planes, named)
 
 
 def _bias(model: CodedTensors, name: str, outputs: int) -> Array:

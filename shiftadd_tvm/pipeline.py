@@ -35,9 +35,11 @@ log = logging.getLogger(__name__)
 
 IMPORTED = "shiftadd.imported"  # attribute of a module that holds operators which are not ours
 
-PLAN = (
+PREPARE = (
     relax.transform.LegalizeOps,
     relax.transform.RewriteDataflowReshape,
+)
+PLAN = (
     relax.transform.ToNonDataflow,
     relax.transform.RemovePurityChecking,
     relax.transform.CallTIRRewrite,
@@ -94,8 +96,9 @@ def _scheduled(
         found = next(filter(None, (log.find(function, module) for log in logs)), None)
     if found is None:
         source, schedule = "scheduled", Schedule(IRModule({"main": function}))
-        module.schedule(schedule, backend, **defaults(module))
-        found = schedule.mod["main"]
+        written = module.schedule(schedule, backend, **defaults(module))
+        kept = dict(function.attrs)
+        found = schedule.mod["main"] if written is None else written.with_attrs(kept)
     return found.with_attr("tirx.is_scheduled", True), source
 
 
@@ -113,10 +116,14 @@ def lower(
     """Return a Relax module as scheduled kernels and the calls between them, and kernel counts."""
     with tvm.target.Target(backend.target):
         _dump(module, dump, "0-built")
+        prepare = tvm.transform.Sequential([step() for step in PREPARE])
+        if backend.device:  # its schedules leave kernels that these passes cannot read
+            module = prepare(module)
         module, counts = apply_schedules(module, backend, logs)
         if IMPORTED in (module.attrs or {}):
             module, counts["imported"] = imported_operators.fuse_and_schedule(module, backend.lanes)
         _dump(module, dump, "1-scheduled")
+        module = module if backend.device else prepare(module)
         module = tvm.transform.Sequential([step() for step in PLAN])(module)
         _dump(module, dump, "2-planned")
         module = tvm.transform.Sequential([step() for step in LOWER])(module)

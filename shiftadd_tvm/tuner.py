@@ -86,6 +86,11 @@ class TuneReport:
 
 def check(backend: Backend, request: TuneRequest) -> None:
     """Raise `UnsupportedError` where candidates get no times, `UsageError` for no budget."""
+    if backend.device:
+        raise UnsupportedError(
+            f"Kernels for {backend.name} cannot be tuned yet; compile uses their schedules written by "
+            "hand, which needs no log."
+        )
     if request.rpc is not None:
         BoardAddress.parse(request.rpc)
     elif not backend.runs_here():

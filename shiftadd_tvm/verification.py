@@ -25,7 +25,14 @@ from shiftadd_tvm.errors import BadFileError, GateError
 
 # Of the largest |golden logit|, by the format of the look-ups' activations. Whole numbers round what
 # the golden logits do not: on SmolLM2-135M at 4 bits the largest difference is 0.29 % (int16).
-RELATIVE = {"float32": 5e-4, "int16": 1e-2, "int8": 0.3}
+RELATIVE = {
+    "float32": 5e-4,
+    "int16": 1e-2,
+    "int8": 0.3,
+    "fixed16": 2e-3,
+    "fixed24": 5e-4,
+    "shuffle16": 2e-3,
+}
 # Of a function's outputs that are no floats, such as the index of the largest logit: so many of the
 # elements must agree, since rounding decides where two logits are close.
 OTHER = 0.9

@@ -202,8 +202,8 @@ def test_wrong_numbers_are_not_published(tiny: Tiny, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["packed"]
 
 
-OTHERS = [p for p in backend.presets().values() if p.machine == cpu.machine()]
-OTHERS = [preset for preset in OTHERS if preset.name not in kernels.PRESETS[:1]]  # that is `tiny`'s
+HERE = [p for p in backend.presets().values() if p.machine == cpu.machine() and not p.device]
+OTHERS = [preset for preset in HERE if preset.name not in kernels.PRESETS[:1]]  # that is `tiny`'s
 
 
 @pytest.mark.parametrize("preset", OTHERS, ids=lambda preset: preset.name)

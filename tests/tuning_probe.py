@@ -25,7 +25,7 @@ from shiftadd_tvm.backend import Knob  # noqa: E402
 from shiftadd_tvm.schedules.llvm import _lookup, lut  # noqa: E402
 from shiftadd_tvm.tuning import crossover, local, log, measure, search, space, tasks  # noqa: E402
 
-BACKEND = next(preset for preset in backend.presets().values() if preset.runs_here())
+BACKEND = backend.detect()
 SHAPE = tasks.Shape(
     outputs=128, steps=8, bits=2, tokens=1, row_terms=2, plane_terms=2, bias=True, digits=2
 )

@@ -12,7 +12,9 @@ both are small enough for registers. Written as TIR: the loops end where the seq
 """
 
 import functools
+import json
 import math
+from dataclasses import astuple
 
 import numpy as np
 from tvm import tirx
@@ -24,6 +26,7 @@ from shiftadd_tvm.ops.elementwise import exp
 from shiftadd_tvm.ops.scores import LOWEST, Scores, adjustment, reference_scores
 from shiftadd_tvm.ops.shift import Array
 
+RULES = "shiftadd.rules"  # attribute: [sequence, scale, window, cap, alibi], as JSON
 RUN = 4  # pages that are softened together
 TOKENS = 16  # of a unit of prefill
 TILE = 4  # rows at most that score a page together: their sums fill the registers
@@ -341,7 +344,8 @@ def attend(heads: int, kv_heads: int, head_dim: int, sequence: bool, rules: Scor
     """Return the TIR function (queries (n, heads D), keys, values, table, length, layer, out);
     without `rules` scores are q · k / sqrt(D)."""
     rules = rules or Scores(1.0 / math.sqrt(head_dim))
-    return (_prefill if sequence else _decode)(heads, kv_heads, head_dim, rules)
+    function = (_prefill if sequence else _decode)(heads, kv_heads, head_dim, rules)
+    return function.with_attr(RULES, json.dumps([sequence, *astuple(rules)]))
 
 
 def reference_attend(

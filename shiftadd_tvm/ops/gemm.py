@@ -9,7 +9,7 @@ import numpy as np
 from tvm import te
 from tvm.tirx import Select, const
 
-from shiftadd_tvm.ops import dense, lut
+from shiftadd_tvm.ops import dense, lut, words
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.ops.shift import Array, apply_terms, reference_terms
 
@@ -25,13 +25,15 @@ def planes_product(values, planes, plane_terms, row_terms, outputs: int, bias=No
         lambda b, p: apply_terms(one, [plane_terms[b, p, t] for t in range(terms)]),
         name="levels",
     )
-    rows = int(planes.shape[3]) * order.VIEWS
+    rows = words.ROWS if len(planes.shape) > 4 else int(planes.shape[3]) * order.VIEWS
     tile, shape = planes_tile(values, planes, lambda p, n, k: levels[n // rows, p], outputs)
     return lut.scale_rows(tile, shape, row_terms, bias)
 
 
 def planes_tile(values, planes, level, outputs: int):
     """Return (m, n) -> the product with the matrix sum_p level(p, n, k) · plane p, and a shape."""
+    if len(planes.shape) > 4:
+        return _words_tile(values, planes, level, outputs)
     blocks, count, _, lanes = (int(size) for size in planes.shape)
     panels = order.VIEWS // 2  # of two lane blocks each
 
@@ -46,6 +48,25 @@ def planes_tile(values, planes, level, outputs: int):
         return total
 
     return _product(values, element, blocks * panels, lanes, outputs)
+
+
+def _words_tile(values, planes, level, outputs: int):
+    """Return what `planes_tile` does, for planes in an order of `words.py`: a panel is two row blocks."""
+    blocks, count = int(planes.shape[0]), int(planes.shape[2])
+    width = 2 * words.ROWS
+
+    def element(b, k, j):
+        n = te.min(b * width + j, blocks * words.ROWS - 1)  # the last panel may be half full
+        total = None
+        for p in range(count):
+            word = words.word(planes, p, n, k // words.BITS)
+            value = level(p, n, k)
+            bit = (word >> (k % words.BITS).astype("uint32")) & const(1, "uint32")
+            signed = Select(bit == const(1, "uint32"), value, -value)
+            total = signed if total is None else total + signed
+        return total
+
+    return _product(values, element, -(-blocks // 2), words.ROWS, outputs)
 
 
 def dense_product(values, table, outputs: int, scale=None, bias=None):

@@ -71,37 +71,61 @@ def _u32(number: int):
     return const(number, "uint32")
 
 
+def fixed(values, form: Format):
+    """Return the stage q (M, K), int16 or int32, and m -> the exponent e + 64 of a row, uint32."""
+    rows, inputs = values.shape[0], int(values.shape[1])
+    dtype = "int16" if form.bits < 16 else "int32"
+    k = te.reduce_axis((0, inputs), "k")
+    peak = te.compute((rows,), lambda m: te.max(magnitude(values[m, k]), axis=k), name="peak")
+    field = te.compute((rows,), lambda m: field_of(peak[m], form), name="field")
+    whole = lambda m, k: round_to(values[m, k], field[m], form).astype(dtype)
+    exponent = lambda m: exponent_of(field[m], form)
+    return te.compute((rows, inputs), whole, name="fixed"), exponent
+
+
+def magnitude(value):
+    """Return the bits of |value|, whose order is that of the magnitudes."""
+    return reinterpret("uint32", value) & _u32(0x7FFFFFFF)
+
+
+def field_of(peak, form: Format):
+    """Return the exponent field of a row from the largest `magnitude` in it."""
+    return te.max(peak >> _u32(FRACTION_BITS), _u32(form.fields[0]))
+
+
+def exponent_of(field, form: Format):
+    """Return the exponent e + 64 of a row, or `NOT_FINITE`."""
+    low, high = (_u32(limit) for limit in form.fields)
+    return Select(field <= high, field - low, _u32(NOT_FINITE))
+
+
+def round_to(value, field, form: Format):
+    """Return q = value / 2^e of a row with this `field`, as float32; 0 where it is not finite."""
+    high = _u32(form.fields[1])
+    whole = nearbyint(shift(value, high - te.min(field, high)))
+    top = const(float((1 << form.bits) - 1), "float32")
+    kept = te.max(te.min(whole, top), -top)
+    return Select(field <= high, kept, const(0.0, "float32"))
+
+
 def _fixed(values, form: Format, columns: int = 0):
     """Return the stages q (M, K) int16 and scale (M, 1 + C) uint32: the exponent e + 64, and the sum
     of |q| over each of C groups of `columns` inputs (0: one group of all)."""
     rows, inputs = values.shape[0], int(values.shape[1])
     columns = columns or inputs
     groups = -(-inputs // columns)
-    low, high = (_u32(field) for field in form.fields)
-    k = te.reduce_axis((0, inputs), "k")
-    magnitude = lambda m, k: reinterpret("uint32", values[m, k]) & _u32(0x7FFFFFFF)
-    peak = te.compute((rows,), lambda m: te.max(magnitude(m, k), axis=k), name="peak")
-    field = te.compute((rows,), lambda m: te.max(peak[m] >> _u32(FRACTION_BITS), low), name="field")
-
-    def rounded(m, k):
-        whole = nearbyint(shift(values[m, k], high - te.min(field[m], high)))
-        top = const(float((1 << form.bits) - 1), "float32")
-        kept = te.max(te.min(whole, top), -top)
-        return Select(field[m] <= high, kept, const(0.0, "float32")).astype("int16")
-
-    fixed = te.compute((rows, inputs), rounded, name="fixed")
+    held, exponent = fixed(values, form)
     j = te.reduce_axis((0, columns), "j")
 
     def size(m, c):
-        value = lambda k: absolute(fixed[m, k]).astype("uint32")
+        value = lambda k: absolute(held[m, k]).astype("uint32")
         k = c * columns + j
         whole = inputs % columns == 0
         return te.sum(value(k) if whole else te.if_then_else(k < inputs, value(k), _u32(0)), axis=j)
 
     total = te.compute((rows, groups), size, name="total")
-    exponent = lambda m: Select(field[m] <= high, field[m] - low, _u32(NOT_FINITE))
     both = lambda m, i: te.if_then_else(i == 0, exponent(m), total[m, te.max(i - 1, 0)])
-    return fixed, te.compute((rows, 1 + groups), both, name="scale")
+    return held, te.compute((rows, 1 + groups), both, name="scale")
 
 
 def unfixed(value, exponent):
@@ -112,8 +136,8 @@ def unfixed(value, exponent):
 
 def rounded(values, form: Format):
     """Return values (n, K) float32 as the look-ups hold them: what prefill multiplies with."""
-    fixed, scale = _fixed(values, form)
-    back = lambda m, k: unfixed(fixed[m, k].astype("float32"), scale[m, 0])
+    held, scale = _fixed(values, form)
+    back = lambda m, k: unfixed(held[m, k].astype("float32"), scale[m, 0])
     return te.compute(values.shape, back, name="rounded")
 
 
@@ -122,12 +146,12 @@ def build(values, form: Format, columns: int = 0):
     scale holds the exponent e + 64 and the sum of |q| over each of C groups of `columns` inputs."""
     rows, inputs = values.shape[0], int(values.shape[1])
     length, count = order.steps(inputs), len(form.digit_bits)
-    fixed, scale = _fixed(values, form, columns)
+    held, scale = _fixed(values, form, columns)
     zero = const(0, "int16")
 
     def padded(m, k):
         whole = inputs == length * order.STEP
-        return fixed[m, k] if whole else te.if_then_else(k < inputs, fixed[m, k], zero)
+        return held[m, k] if whole else te.if_then_else(k < inputs, held[m, k], zero)
 
     # where all negative ones are chosen and no positive one: from there each +1 adds its q
     lowest = te.compute(
@@ -237,7 +261,7 @@ def scale_rows(value, shape, row_terms, bias):
     return te.compute(shape, scaled, name="y")
 
 
-def _reference_fixed(values: Array, form: Format) -> tuple[Array, Array]:
+def reference_fixed(values: Array, form: Format) -> tuple[Array, Array]:
     """Return q (M, K) int64 and the exponent of each row + 64, or `NOT_FINITE`, int64 (M,)."""
     low, high = form.fields
     peak = (np.asarray(values, np.float32).view(np.uint32) & 0x7FFFFFFF).max(axis=1)
@@ -258,12 +282,12 @@ def reference_unfixed(values: Array, exponents: Array) -> Array:
 
 def reference_rounded(values: Array, form: Format) -> Array:
     """Return values (n, K) float32 as the look-ups hold them."""
-    return reference_unfixed(*_reference_fixed(values, form))
+    return reference_unfixed(*reference_fixed(values, form))
 
 
 def reference_build(values: Array, form: Format, columns: int = 0) -> tuple[Array, Array]:
     """Return tables (M, KB, 2, digits, 16) uint8 and scale (M, 1 + C) uint32 of values (M, K)."""
-    fixed, exponents = _reference_fixed(values, form)
+    fixed, exponents = reference_fixed(values, form)
     rows, inputs = fixed.shape
     padded = np.zeros((rows, order.steps(inputs), 2, 1, GROUP), np.int64)
     padded.reshape(rows, -1)[:, :inputs] = fixed

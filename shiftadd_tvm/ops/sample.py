@@ -28,6 +28,7 @@ from shiftadd_tvm.ops import OP
 from shiftadd_tvm.ops.elementwise import EXP_LOWEST, exp
 from shiftadd_tvm.ops.shift import Array
 
+BY_MASS = "shiftadd.by_mass"  # attribute of `sample_keep`: top-p, not top-k
 GAMMA = 0x9E3779B97F4A7C15
 MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
@@ -244,7 +245,7 @@ def keep(vocabulary: int, by_mass: bool):
 
     @T.prim_func(s_tir=True, private=True)
     def keep(weights: T.Buffer((b, vocabulary), "float32"), limit: T.Buffer((b,), dtype)):
-        T.func_attr({"tirx.noalias": True, OP: "sample_keep"})
+        T.func_attr({"tirx.noalias": True, OP: "sample_keep", BY_MASS: by_mass})
         for row in T.serial(b):
             with T.sblock("keep"):
                 i = T.axis.spatial(b, row)
@@ -275,13 +276,17 @@ def _signed(constant: int) -> int:
     return constant - (1 << 64) if constant >> 63 else constant
 
 
-def _uniform(seed, step):
+def uniform(seed, step):
+    """Return the number in [0, 1), float64, of a seed (int64) and a step (int32), as expressions."""
+
     def mixed(z, right: int, factor: int):
         return (z ^ (z >> T.uint64(right))) * T.reinterpret("uint64", T.int64(_signed(factor)))
 
     gammas = T.reinterpret("uint64", T.int64(_signed(GAMMA))) * T.Cast("uint64", step + 1)
     z = mixed(mixed(T.reinterpret("uint64", seed) + gammas, 30, MIX_1), 27, MIX_2)
-    return T.Cast("float64", (z ^ (z >> T.uint64(31))) >> T.uint64(11)) * T.float64(2.0**-53)
+    # 2^-53 by its bits: TVM's CUDA writes float64 constants with 15 decimals, which makes it 0
+    unit = T.reinterpret("float64", T.int64((1023 - 53) << 52))
+    return T.Cast("float64", (z ^ (z >> T.uint64(31))) >> T.uint64(11)) * unit
 
 
 @functools.cache
@@ -318,7 +323,7 @@ def draw(vocabulary: int):
                     starts[spans - 1] = running[1]
                     for v in T.serial(vocabulary % SPAN):
                         running[1] += T.Cast("float64", weights[i, (spans - 1) * SPAN + v])
-                running[0] = running[1] * _uniform(seed[i], step[i])
+                running[0] = running[1] * uniform(seed[i], step[i])
                 chosen[0] = 0
                 for span in T.serial(spans):
                     if starts[span] <= running[0]:

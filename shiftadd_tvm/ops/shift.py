@@ -14,7 +14,7 @@ right. `TEST_VECTORS` are published in docs/operators.md.
 
 import numpy as np
 from tvm import te
-from tvm.tirx import Or, Select, const, reinterpret
+from tvm.tirx import FloatImm, Or, Select, const, reinterpret
 
 from shiftadd_tvm.powers import EXPONENT_BIAS, EXPONENT_MASK, NEGATIVE
 
@@ -50,7 +50,7 @@ def shift(value, biased):
     result is used no step wraps: TVM declares unsigned overflow undefined.
     """
     u32 = lambda number: const(number, "uint32")
-    bits = reinterpret("uint32", value)
+    bits = _bits(value)
     field = (bits >> u32(FRACTION_BITS)) & u32(FIELD_MAX)
     moved = field + biased  # the result's biased exponent + EXPONENT_BIAS
     sign, size = bits & u32(SIGN_BIT), bits & u32(SIGN_BIT - 1)
@@ -61,6 +61,13 @@ def shift(value, biased):
     )
     guarded = Select(Or(field == u32(0), moved <= u32(EXPONENT_BIAS)), sign, normal)
     return reinterpret("float32", Select(field == u32(FIELD_MAX), bits, guarded))
+
+
+def _bits(value):
+    """Return the bits of a float32 expression; of a constant as one, which TVM's CUDA cannot say."""
+    if isinstance(value, FloatImm):
+        return const(int(np.float32(value.value).view(np.uint32)), "uint32")
+    return reinterpret("uint32", value)
 
 
 def shift_whole(value, biased):

@@ -252,6 +252,11 @@ void Manifest::check_machine() const {
          path_ + " is compiled for " + quoted(needed_machine->string()) + " (" + shown(target.find("preset")) +
              "), this machine is " + std::string(machine()) + "; compile it with a --target that runs here.");
   }
+  if (target.find("device")) {
+    fail(SHIFTADD_ERROR_UNSUPPORTED,
+         path_ + " is compiled for a GPU (" + shown(target.find("preset")) +
+             "), which this version of libshiftadd cannot run; compile it with a --target for a processor.");
+  }
   std::string missing;
   for (const Json& feature : features->items()) {
     if (!feature.is(Json::Type::string)) bad("target.features is " + shown(features));

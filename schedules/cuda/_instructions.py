@@ -1,0 +1,91 @@
+"""Instructions of the GPU that CUDA has no expression for, each behind a device function of its own.
+
+A host that emulates a GPU defines SHIFTADD_EMULATED and these functions itself (`tests/cuda_emulated.h`):
+the text of the kernels stays the same.
+"""
+
+from dataclasses import dataclass
+
+from tvm.script import tirx as T
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A device function: its name, its parameters, and the statements that are its body."""
+
+    name: str
+    parameters: str
+    body: str
+
+    @property
+    def source(self) -> str:
+        """The CUDA source, left out where a host defines the function."""
+        head = f"static __device__ __forceinline__ void {self.name}({self.parameters})"
+        return f"#ifndef SHIFTADD_EMULATED\n{head} {{ {self.body} }}\n#endif\n"
+
+    def __call__(self, *arguments):
+        """Return the call as an expression."""
+        return T.cuda.func_call(self.name, *arguments, source_code=self.source)
+
+
+# 16 bytes that are read once: they need no place in the first cache
+LOAD16 = Instruction(
+    "shiftadd_load16",
+    "void* to, const void* from",
+    "unsigned* r = (unsigned*)to; "
+    'asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" '
+    ': "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(from));',
+)
+# d (16 x 8) += popcount of a (16 x 256 bits) and b (256 x 8 bits), by the tensor cores
+MMA_B1 = Instruction(
+    "shiftadd_mma_b1",
+    "void* to, const void* left, unsigned low, unsigned high",
+    "unsigned* d = (unsigned*)to; const unsigned* a = (const unsigned*)left; "
+    'asm volatile("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc '
+    '{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" '
+    ': "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) '
+    ': "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(low), "r"(high));',
+)
+# adds the value that the lane `index % 32` of the warp holds
+ADD_SHUFFLED = Instruction(
+    "shiftadd_add_shuffled",
+    "void* to, unsigned value, unsigned index",
+    'unsigned found; asm volatile("shfl.sync.idx.b32 %0, %1, %2, 31, -1;" '
+    ': "=r"(found) : "r"(value), "r"(index)); *(unsigned*)to += found;',
+)
+# adds the value that the lane `lane ^ mask` of the warp holds to this lane's
+ADD_ACROSS = Instruction(
+    "shiftadd_add_across",
+    "void* to, unsigned mask",
+    "unsigned* value = (unsigned*)to; unsigned found; "
+    'asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" '
+    ': "=r"(found) : "r"(*value), "r"(mask)); *value += found;',
+)
+# whole numbers: every order of addition gives the same
+ADD_SHARED = Instruction(
+    "shiftadd_add_shared",
+    "void* to, unsigned value",
+    'asm volatile("red.shared.add.u32 [%0], %1;" '
+    ': : "r"((unsigned)__cvta_generic_to_shared(to)), "r"(value) : "memory");',
+)
+# a word of whose bits each is the lowest one of a lane's `flag`
+BALLOT = Instruction(
+    "shiftadd_ballot",
+    "void* to, unsigned flag",
+    'unsigned found; asm volatile("{ .reg .pred p; setp.ne.u32 p, %1, 0; '
+    'vote.sync.ballot.b32 %0, p, -1; }" : "=r"(found) : "r"(flag & 1u)); *(unsigned*)to = found;',
+)
+# the larger of two whole numbers, in any order
+MAX_SHARED = Instruction(
+    "shiftadd_max_shared",
+    "void* to, unsigned value",
+    'asm volatile("red.shared.max.u32 [%0], %1;" '
+    ': : "r"((unsigned)__cvta_generic_to_shared(to)), "r"(value) : "memory");',
+)
+# adds a whole number of 32 bits, shifted to its place, to one of 64
+ADD_WIDE = Instruction(
+    "shiftadd_add_wide",
+    "void* to, int value, unsigned places",
+    'long long moved; asm volatile("cvt.s64.s32 %0, %1; shl.b64 %0, %0, %2;" '
+    ': "=l"(moved) : "r"(value), "r"(places)); *(long long*)to += moved;',
+)

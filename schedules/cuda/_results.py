@@ -1,0 +1,163 @@
+"""What every look-up does once a row's sums are whole numbers: a thread a result, by shifts and adds."""
+
+from dataclasses import dataclass
+
+from tvm.script import tirx as T
+
+from shiftadd_tvm.ops import OP, lut, lut_bits, words
+from shiftadd_tvm.ops.shift import apply_terms, shift_whole
+from shiftadd_tvm.schedules.cuda._instructions import ADD_WIDE
+
+
+def signed(digits: int, together: bool):
+    """Return the inlined code that sets f[0] to 2 · sum - offset of row n of sums (M, P, D, 32).
+
+    What belongs to one digit fits 32 bits, its double too; all of them take 64. `together`: the sums
+    are of whole numbers, so that they stand in one place. wide (1,) is int64.
+    """
+
+    @T.inline
+    def add(wide, sums, scale, m, p, n):
+        wide[0] = T.int64(0)
+        if together:
+            double = T.bind(sums[m, p, 0, n])
+            T.evaluate(ADD_WIDE(T.address_of(wide[0]), T.Cast("int32", double), T.uint32(1)))
+            for d in T.unroll(digits):
+                offset = T.bind(T.uint32(0) - scale[m, 1 + d])
+                place = T.Cast("uint32", d * lut_bits.DIGIT)
+                T.evaluate(ADD_WIDE(T.address_of(wide[0]), T.Cast("int32", offset), place))
+        else:
+            for d in T.unroll(digits):
+                part = T.bind(sums[m, p, d, n] + sums[m, p, d, n] - scale[m, 1 + d])
+                place = T.Cast("uint32", d * lut_bits.DIGIT)
+                T.evaluate(ADD_WIDE(T.address_of(wide[0]), T.Cast("int32", part), place))
+
+    @T.inline
+    def set_(f, wide, sums, scale, m, p, n):
+        add(wide, sums, scale, m, p, n)
+        f[0] = T.Cast("float32", wide[0])
+
+    return set_
+
+
+def _weighted(value, plane_terms, block, p):
+    """Return c[p] · value."""
+    terms = int(plane_terms.shape[2])
+    return apply_terms(value, [plane_terms[block, p, t] for t in range(terms)], shift_whole)
+
+
+def _by_row(value, row_terms, row):
+    """Return r[n] · value."""
+    return apply_terms(value, [row_terms[t, row] for t in range(int(row_terms.shape[0]))])
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a block of threads has: `rows` rows of each of so many tokens, of `count` planes."""
+
+    tokens: int
+    count: int
+    digits: int
+    rows: int
+    outputs: int  # N: rows behind it are padding
+    threads: int
+    together: bool  # sums are of whole numbers, not of digits
+    biased: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the sums in shared memory."""
+        return (self.tokens, self.count, 1 if self.together else self.digits, self.rows)
+
+
+def clear(of: Results):
+    """Return the inlined code that sets all sums to 0 and waits for it."""
+    tokens, count, digits, rows = of.shape
+    size, threads = tokens * count * digits * rows, of.threads
+
+    @T.inline
+    def clear(sums, tx):
+        for z in T.unroll(-(-size // threads)):
+            at = T.meta_var(z * threads + tx)
+            if at < size:
+                sums[
+                    at // (count * digits * rows),
+                    at // (digits * rows) % count,
+                    at // rows % digits,
+                    at % rows,
+                ] = T.uint32(0)
+        T.tvm_storage_sync("shared")
+
+    return clear
+
+
+def finish(of: Results):
+    """Return the inlined code that waits for all sums and writes y of the rows from `first` on."""
+    set_signed = signed(of.digits, of.together)
+    items, rows, count, threads = of.tokens * of.rows, of.rows, of.count, of.threads
+    outputs, biased = of.outputs, of.biased
+
+    @T.inline
+    def finish(sums, scale, plane_terms, row_terms, bias, y, first, tx):
+        f = T.alloc_buffer((3,), "float32", scope="local")
+        wide = T.alloc_buffer((1,), "int64", scope="local")
+        T.tvm_storage_sync("shared")
+        for z in T.unroll(-(-items // threads)):
+            item = T.bind(z * threads + tx)
+            row = T.bind(first + item % rows)
+            if item < items and row < outputs:
+                for p in T.unroll(count):
+                    set_signed(f, wide, sums, scale, item // rows, p, item % rows)
+                    f[1] = _weighted(f[0], plane_terms, row // words.ROWS, p)
+                    f[2] = f[1] if p == 0 else f[2] + f[1]
+                f[0] = lut.unfixed(f[2], scale[item // rows, 0])
+                f[1] = _by_row(f[0], row_terms, row)
+                if biased:
+                    f[1] = f[1] + bias[row]
+                y[item // rows, row] = f[1]
+
+    return finish
+
+
+def function(op, body, given, digits, planes_shape, plane_width, row_width, outputs, biased):
+    """Return the TIR function of `op` whose kernel is `body`, of what was built, scale, planes, terms of
+    planes and rows, (bias,) and y; `given` and `planes_shape` are shapes."""
+    tokens, blocks, count = given[0], planes_shape[0], planes_shape[2]
+    padded = blocks * words.ROWS
+
+    if biased:
+        return _with_bias(op, body, given, digits, planes_shape, plane_width, row_width, outputs)
+
+    @T.prim_func(s_tir=True, private=True)
+    def plain(
+        given_: T.Buffer(given, "uint32"),
+        scale: T.Buffer((tokens, 1 + digits), "uint32"),
+        planes: T.Buffer(planes_shape, "uint32"),
+        plane_terms: T.Buffer((blocks, count, plane_width), "uint8"),
+        row_terms: T.Buffer((row_width, padded), "uint8"),
+        y: T.Buffer((tokens, outputs), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, OP: op})
+        body(given_, scale, planes, plane_terms, row_terms, None, y)
+
+    return plain
+
+
+def _with_bias(op, body, given, digits, planes_shape, plane_width, row_width, outputs):
+    tokens, blocks, count = given[0], planes_shape[0], planes_shape[2]
+    padded = blocks * words.ROWS
+
+    @T.prim_func(s_tir=True, private=True)
+    def with_bias(
+        given_: T.Buffer(given, "uint32"),
+        scale: T.Buffer((tokens, 1 + digits), "uint32"),
+        planes: T.Buffer(planes_shape, "uint32"),
+        plane_terms: T.Buffer((blocks, count, plane_width), "uint8"),
+        row_terms: T.Buffer((row_width, padded), "uint8"),
+        bias: T.Buffer((outputs,), "float32"),
+        y: T.Buffer((tokens, outputs), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True, OP: op})
+        body(given_, scale, planes, plane_terms, row_terms, bias, y)
+
+    return with_bias

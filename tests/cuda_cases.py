@@ -1,0 +1,322 @@
+"""Run in a child whose driver is the emulated one: operators scheduled for CUDA against their references.
+
+    python cuda_cases.py GROUP FOLDER [NUMBER]
+
+prints the names of the cases of a group as JSON, each with what differs from its reference ("" if
+nothing does). Look-ups must be equal; the rest may round differently, by `CLOSE` of the largest number.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import kernels
+import numpy as np
+import tvm
+import tvm_ffi
+from cuda_emulation import Emulator
+from tvm.ir import IRModule
+
+from shiftadd_tvm import backend, bcq, pipeline
+from shiftadd_tvm.ops import (
+    activation,
+    attend,
+    attention,
+    dense,
+    elementwise,
+    gemm,
+    hadamard,
+    heads,
+    lut,
+    lut_bits,
+    sample,
+    shift,
+    words,
+)
+from shiftadd_tvm.ops import planes as order
+from shiftadd_tvm.ops.scores import Scores
+
+TARGET = backend.load("cuda-sm90")
+CLOSE = 2e-6
+BATCH = 25  # operators that are compiled together
+Array = np.ndarray
+Result = Array | list[Array]
+
+
+class Case:
+    """One operator with what it is given and what it must give."""
+
+    def __init__(self, name: str, function: Any, given: list[Any], outputs: list[Array]) -> None:
+        self.name, self.given, self.expected = name, given, outputs
+        self.function, self.exact = function, name.startswith("lut_")
+
+    def difference(self, run: Callable[..., None]) -> str:
+        """Return what differs from the references, in words."""
+        device = tvm.cuda(0)
+        arrays = [tvm.runtime.tensor(v, device) if isinstance(v, Array) else v for v in self.given]
+        results = [tvm.runtime.tensor(garbage(v), device) for v in self.expected]
+        run(*arrays, *results)
+        for place, (found, expected) in enumerate(zip(results, self.expected, strict=True)):
+            room = 0 if self.exact else CLOSE * float(np.abs(expected).max(initial=0))
+            close = np.allclose(found.numpy(), expected, rtol=0, atol=room, equal_nan=True)
+            if not close:
+                return f"result {place} differs"
+        return ""
+
+
+def garbage(like: Array) -> Array:
+    return np.full(like.nbytes, 0xA5, np.uint8).view(like.dtype).reshape(like.shape)
+
+
+def te_case(
+    name: str,
+    function: Callable[..., Any],
+    given: list[Array],
+    expected: Result,
+    rows: tuple[int, ...] = (),
+) -> Case:
+    results = expected if isinstance(expected, list) else [expected]
+    return Case(name, kernels.op_function(name, function, given, rows), given, results)
+
+
+def terms(rng: np.random.Generator, *shape: int) -> Array:
+    found = rng.integers(58, 70, shape) | rng.integers(0, 2, shape) << 7
+    return np.where(rng.random(shape) < 0.2, 0, found).astype(np.uint8)
+
+
+def lookup(rng: np.random.Generator, form: lut_bits.Format) -> Iterator[Case]:
+    """Yield a drawn query of one token or several, and now and then what builds its operand."""
+    tokens, outputs = int(rng.choice([1, 1, 2, 4])), int(rng.integers(1, 140))
+    inputs, count = int(rng.integers(1, 1400)), int(rng.integers(1, 5))
+    x = (rng.standard_normal((tokens, inputs)) * 10.0 ** rng.integers(-9, 9)).astype(np.float32)
+    if rng.random() < 0.1:
+        x[0, 0] = rng.choice([np.inf, np.nan, 1e-42])
+    planes = bcq.pack_planes(rng.random((count, outputs, inputs)) < 0.5)
+    plane_terms, row_terms = terms(rng, count, 2), terms(rng, outputs, int(rng.integers(1, 4)))
+    bias = [rng.standard_normal(outputs).astype(np.float32)] if rng.random() < 0.3 else []
+    levels = np.repeat(plane_terms[None], order.row_blocks(outputs, words.ROWS), axis=0)
+    operands = [levels, order.pack_row_terms(row_terms, words.ROWS), *bias]
+    bits = form.order == "fragments"
+    kind = "bits" if bits else "tables"
+    build, reference = (
+        (lut_bits.build, lut_bits.reference_build)
+        if bits
+        else (lut_bits.build_tables, lut_bits.reference_build_tables)
+    )
+    built = [*reference(x, form)]
+    function = lut_bits.query if bits else lut_bits.query_tables
+    query = lambda *v: function(*v[:5], outputs, form, *v[5:])
+    expected = lut_bits.reference_query(x, planes, plane_terms, row_terms, form, *bias)
+    given = [*built, words.pack(planes, form.order), *operands]
+    if rng.random() < 0.15:
+        yield te_case(f"lut_{kind}_build", lambda v: build(v, form), [x], built)
+    yield te_case(f"lut_{kind}_query", query, given, expected)
+
+
+def lookups(number: int) -> Iterator[Case]:
+    """Yield that many drawn queries."""
+    rng = np.random.default_rng(7)
+    forms = list(lut_bits.FORMATS.values())
+    for index in range(number):
+        yield from lookup(rng, forms[index % len(forms)])
+
+
+def hostile(number: int) -> Iterator[Case]:
+    """Yield queries whose sums are the largest that there are."""
+    for form in lut_bits.FORMATS.values():
+        for sign in (1, -1):
+            x = np.full((1, 4096), sign * 3.0e5, np.float32)
+            planes = bcq.pack_planes(np.ones((2, 33, 4096), bool))
+            one = np.full((33, 1), 64, np.uint8)
+            bits = form.order == "fragments"
+            reference = lut_bits.reference_build if bits else lut_bits.reference_build_tables
+            function = lut_bits.query if bits else lut_bits.query_tables
+            levels = np.full((2, 2, 1), 64, np.uint8)
+            packed = [words.pack(planes, form.order), levels, order.pack_row_terms(one, words.ROWS)]
+            expected = lut_bits.reference_query(x, planes, one[:2], one, form)
+            query = lambda *v, f=function, form=form: f(*v, 33, form)
+            name = f"lut_{'bits' if bits else 'tables'}_query"
+            yield te_case(name, query, [*reference(x, form), *packed], expected)
+
+
+def large(number: int) -> Iterator[Case]:
+    """Yield queries of a size that models have, whose machine code is looked at; few rows."""
+    for form in lut_bits.FORMATS.values():
+        bits = form.order == "fragments"
+        for tokens in (1, 4) if form.name == "fixed16" else (1,):
+            x = np.ones((tokens, 4096), np.float32)
+            planes = bcq.pack_planes(np.ones((3, 32, 4096), bool))
+            one, levels = np.full((32, 2), 64, np.uint8), np.full((1, 3, 2), 64, np.uint8)
+            built = (lut_bits.reference_build if bits else lut_bits.reference_build_tables)(x, form)
+            packed = [words.pack(planes, form.order), levels, order.pack_row_terms(one, words.ROWS)]
+            function = lut_bits.query if bits else lut_bits.query_tables
+            query = lambda *v, f=function, form=form: f(*v, 32, form)
+            expected = lut_bits.reference_query(x, planes, levels[0], one, form)
+            name = f"lut_{'bits' if bits else 'tables'}_query"
+            yield te_case(name, query, [*built, *packed], expected)
+
+
+def elementwise_cases(number: int) -> Iterator[Case]:
+    """Yield the operators that work row by row, and the products of many rows."""
+    rng = np.random.default_rng(3)
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    x, weight, codes, signs = normal(3, 192), normal(192), terms(rng, 192, 2), np.arange(24)
+    signs = signs.astype(np.uint8)
+    rotate = lambda v, s: hadamard.rotate(v, s, 64)
+    yield te_case("hadamard", rotate, [x, signs], hadamard.reference_rotate(x, signs, 64), (0,))
+    scaled = shift.reference_terms(x, codes)
+    yield te_case("shift", shift.scale_columns, [x, codes], scaled, (0,))
+    norm = lambda v, w: elementwise.rms_norm(v, w, 1e-5)
+    normed = elementwise.reference_rms_norm(x, weight, 1e-5)
+    yield te_case("rms_norm", norm, [x, weight], normed, (0,))
+    yield te_case("add", elementwise.add, [x, x[::-1].copy()], x + x[::-1], (0, 1))
+    gate = lambda g, u: activation.activate_mul(g, u, "silu", 96, 0, 96)
+    gated = activation.reference_activate_mul(x[:, :96], x[:, 96:], "silu")
+    yield te_case("activate_mul", gate, [x, x], gated, (0, 1))
+    bias = normal(192)
+    centre = lambda v, w, b: elementwise.layer_norm(v, w, b, 1e-5)
+    centred = elementwise.reference_layer_norm(x, weight, bias, 1e-5)
+    yield te_case("layer_norm", centre, [x, weight, bias], centred, (0,))
+    positions, frequencies = np.array([0, 5, 9], np.int32), normal(12)
+    angles = elementwise.reference_rope_angles(positions, frequencies)
+    yield te_case("rope_angles", elementwise.rope_angles, [positions, frequencies], angles, (0,))
+    layout = heads.Layout(4, 24, 24)
+    turn = lambda v, a: heads.rope(v, a, layout)
+    turned = heads.reference_rope(x, angles, layout)
+    yield te_case("rope", turn, [x, angles], turned, (0, 1))
+    raw, ids = normal(259, 96), np.array([3, 258, 0], np.int32)
+    table = dense.pack_rows(raw, TARGET.lanes)
+    yield te_case("embed", lambda i, t: dense.embed(i, t, 96), [ids, table], raw[ids], (0,))
+    few, many = normal(2, 96), normal(55, 96)
+    product = lambda v: (v.astype(np.float64) @ raw.T).astype(np.float32)
+    head = lambda v, t: dense.multiply(v, t, 259)
+    yield te_case("dense", head, [few, table], product(few))
+    wide = lambda v, t: gemm.dense_product(v, t, 259)
+    yield te_case("gemm_dense", wide, [many, table], product(many), (0,))
+    for form in lut_bits.FORMATS.values():
+        fixed = form.fixed
+        rounded = lut.reference_rounded(x, fixed)
+        yield te_case("lut_round", lambda v, f=fixed: lut.rounded(v, f), [x], rounded, (0,))
+        planes, scales = bcq.pack_planes(rng.random((3, 100, 96)) < 0.5), terms(rng, 3, 2)
+        rows = terms(rng, 100, 2)
+        packed = [words.pack(planes, form.order), np.repeat(scales[None], 4, axis=0)]
+        given = [many, *packed, order.pack_row_terms(rows, words.ROWS)]
+        widened = lambda *v: gemm.planes_product(*v, 100)
+        expected = gemm.reference_planes(many, planes, scales, rows)
+        yield te_case("gemm_planes", widened, given, expected, (0,))
+
+
+def attention_cases(number: int) -> Iterator[Case]:
+    """Yield the cache and the attention over it, of one sequence and of several."""
+    rng = np.random.default_rng(5)
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    count, kv_heads, size, n = 4, 2, 24, 3
+    keys, values = normal(2, 12, kv_heads, size, 16), normal(2, 12, kv_heads, 16, size)
+    for sequence in (False, True):
+        table = np.arange(12, dtype=np.int32).reshape((1, 12) if sequence else (3, 4))
+        length = np.array([67] if sequence else [0, 17, 63], np.int32)
+        places = attention.reference_positions(length, n, sequence)
+        yield Case("positions", attention.positions(sequence), [length], [places])
+        given = [normal(n, count * size), keys, values, table, length, 1]
+        for rules in (None, Scores(0.2, window=20, cap=15.0), Scores(0.2, alibi=True)):
+            expected = attend.reference_attend(*given, sequence, rules)
+            function = attend.attend(count, kv_heads, size, sequence, rules)
+            yield Case("attend", function, given, [expected])
+
+
+def sampling_cases(number: int) -> Iterator[Case]:
+    """Yield the operators that choose a token; those that work in place copy nothing."""
+    rng, vocabulary, rows = np.random.default_rng(9), 700, 3
+    logits = (rng.standard_normal((rows, vocabulary)) * 4).astype(np.float32)
+    history = rng.integers(0, vocabulary, (rows, 9)).astype(np.int32)
+    length, penalty = np.array([0, 4, 9], np.int32), np.array([1, 1.3, 1.5], np.float32)
+    each = lambda function: np.stack([function(row) for row in range(rows)])
+    penalized = each(
+        lambda i: sample.reference_penalize(logits[i], history[i, : length[i]], penalty[i])
+    )
+    given = [logits, history, length, penalty]
+    yield Case("sample_penalize", sample.penalize(vocabulary), given, [penalized])
+    weights = each(lambda i: sample.reference_soften(logits[i], 0.7))
+    seeds, steps = np.array([3, 9, 1 << 40], np.int64), np.array([0, 5, 7], np.int32)
+    drawn = each(lambda i: sample.reference_draw(weights[i], int(seeds[i]), int(steps[i])))
+    tokens = drawn.astype(np.int32)
+    yield Case("sample_draw", sample.draw(vocabulary), [weights, seeds, steps], [tokens])
+
+
+GROUPS = {
+    "lookups": lookups,
+    "hostile": hostile,
+    "large": large,
+    "elementwise": elementwise_cases,
+    "attention": attention_cases,
+    "sampling": sampling_cases,
+}
+
+
+def in_place() -> dict[str, str]:
+    """Return what differs in the operators that change an operand."""
+    rng, vocabulary, rows = np.random.default_rng(2), 700, 3
+    logits = (rng.standard_normal((rows, vocabulary)) * 4).astype(np.float32)
+    heat, top_k = np.array([0, 1, 0.7], np.float32), np.array([0, 5, 40], np.int32)
+    top_p = np.array([1, 0.5, 0.9], np.float32)
+    each = lambda function: np.stack([function(row) for row in range(rows)])
+    weights = each(lambda i: sample.reference_soften(logits[i], heat[i]))
+    by_rank = each(lambda i: sample.reference_keep(weights[i], int(top_k[i]), 1.0))
+    by_mass = each(lambda i: sample.reference_keep(weights[i], 0, float(top_p[i])))
+    keys, values = np.zeros((2, 12, 2, 24, 16), np.float32), np.zeros((2, 12, 2, 16, 24), np.float32)
+    new_keys, new_values = (rng.standard_normal((3, n)).astype(np.float32) for n in (48, 200))
+    table, length = np.arange(12, dtype=np.int32).reshape(3, 4), np.array([0, 17, 63], np.int32)
+    after = [keys.copy(), values.copy()]
+    attention.reference_append(*after, new_keys, new_values[:, 48:96], table, length, 1, False)
+    appended = [keys, values, new_keys, new_values, table, length, 1]
+    append = attention.append(heads.Layout(2, 24, 48), False, 200)
+    found = {}
+    for name, function, given, expected in (
+        ("soften", sample.soften(vocabulary), [logits, heat], [weights]),
+        ("top-k", sample.keep(vocabulary, False), [weights, top_k], [by_rank]),
+        ("top-p", sample.keep(vocabulary, True), [weights, top_p], [by_mass]),
+        ("append", append, appended, after),
+    ):
+        (run,) = compiled([Case(name, function, given, [])])
+        arrays = [tvm.runtime.tensor(v, tvm.cuda(0)) if isinstance(v, Array) else v for v in given]
+        run(*arrays)
+        pairs = zip(arrays, expected, strict=False)
+        close = all(np.allclose(a.numpy(), b, rtol=0, atol=CLOSE) for a, b in pairs)
+        found[name] = "" if close else "differs"
+    return found
+
+
+def compiled(cases: list[Case]) -> list[Callable[..., None]]:
+    """Return the kernels of some cases, compiled together, as they are scheduled for the target."""
+    named = {f"case{i}": case.function for i, case in enumerate(cases)}
+    module = IRModule({name: f.with_attr("global_symbol", name) for name, f in named.items()})
+    with tvm.target.Target(TARGET.target) as target:
+        scheduled, counts = pipeline.apply_schedules(module, TARGET)
+        assert not counts["fallback"]
+        executable = tvm.compile(scheduled, target)
+    return [executable[name] for name in named]
+
+
+def main(group: str, folder: str, number: str = "0", *defines: str) -> None:
+    """Run a group of cases and print what differs."""
+    emulator, made = Emulator(Path(folder)), iter(range(1000))
+
+    def compile_kernels(source: str) -> bytes:
+        library = emulator.kernels(source, f"{group}{next(made)}", *defines)
+        return b"\x7fELF:" + str(library).encode() + b"\0"
+
+    tvm_ffi.register_global_func("tvm_callback_cuda_compile", compile_kernels, override=True)
+    if group == "in_place":
+        print(json.dumps(list(in_place().items())))
+        return
+    found, cases = [], list(GROUPS[group](int(number)))
+    for start in range(0, len(cases), BATCH):
+        part = cases[start : start + BATCH]
+        found += [(c.name, c.difference(run)) for c, run in zip(part, compiled(part), strict=True)]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

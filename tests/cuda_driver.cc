@@ -1,0 +1,148 @@
+// A CUDA driver and runtime on a processor, for the tests: what TVM's runtime for CUDA asks of the two.
+// Memory of the device is memory of the host, streams are done at once, and kernels are those of the
+// library that SHIFTADD_EMULATED_KERNELS names: the generated CUDA source, compiled with cuda_emulated.h.
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+
+static size_t used;
+static std::map<void*, size_t>& blocks() {
+  static std::map<void*, size_t> all;
+  return all;
+}
+static size_t setting(const char* name, size_t otherwise) {
+  const char* text = getenv(name);
+  return text ? strtoull(text, nullptr, 10) : otherwise;
+}
+static size_t memory() { return setting("SHIFTADD_EMULATED_MEMORY", 4ull << 30); }
+static int attribute(int which) {
+  int arch = (int)setting("SHIFTADD_EMULATED_ARCH", 90);
+  if (which == cudaDevAttrComputeCapabilityMajor) return arch / 10;
+  if (which == cudaDevAttrComputeCapabilityMinor) return arch % 10;
+  if (which == cudaDevAttrWarpSize) return 32;
+  return 1024;
+}
+
+struct Entry {
+  const char* name;
+  void (*run)(void**);
+};
+typedef void (*Launch)(void (*)(void**), const unsigned*, const unsigned*, size_t, void**);
+// A module is the library of the kernels. Machine code says nothing of it, so the environment does; an
+// image that a test made up names the library itself.
+static const char MADE_UP[] = "\x7f" "ELF:";
+static const char* place(const char* image) {
+  return strncmp(image, MADE_UP, 5) ? getenv("SHIFTADD_EMULATED_KERNELS") : image + 5;
+}
+static Launch launch_of(void* library) { return (Launch)dlsym(library, "emulated_launch"); }
+struct Function {
+  void (*run)(void**);
+  Launch launch;
+};
+
+extern "C" {
+CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
+CUresult cuDeviceGetCount(int* count) { return *count = (int)setting("SHIFTADD_EMULATED_GPUS", 1), CUDA_SUCCESS; }
+CUresult cuDeviceGet(CUdevice* device, int index) { return *device = index, CUDA_SUCCESS; }
+CUresult cuDeviceGetName(char* name, int size, CUdevice) {
+  return snprintf(name, size, "emulated GPU"), CUDA_SUCCESS;
+}
+CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute which, CUdevice) {
+  return *value = attribute(which), CUDA_SUCCESS;
+}
+#undef cuDeviceTotalMem
+CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice) { return *bytes = memory(), CUDA_SUCCESS; }
+CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_SUCCESS; }
+CUresult cuGetErrorName(CUresult, const char** text) { return *text = "CUDA_ERROR_EMULATED", CUDA_SUCCESS; }
+CUresult cuGetErrorString(CUresult, const char** text) { return *text = "emulated error", CUDA_SUCCESS; }
+CUresult cuModuleLoadData(CUmodule* module, const void* image) {
+  if (memcmp(image, "\x7f" "ELF", 4)) return CUDA_ERROR_INVALID_IMAGE;
+  void* library = dlopen(place((const char*)image), RTLD_NOW);
+  if (!library) fprintf(stderr, "emulated GPU: %s\n", dlerror());
+  return *module = (CUmodule)library, library ? CUDA_SUCCESS : CUDA_ERROR_INVALID_IMAGE;
+}
+CUresult cuModuleUnload(CUmodule) { return CUDA_SUCCESS; }
+CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
+  const Entry* entry = (const Entry*)dlsym(module, "emulated_kernels");
+  while (entry->name && strcmp(entry->name, name)) entry++;
+  *function = (CUfunction)new Function{entry->run, launch_of(module)};
+  return entry->name ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
+}
+CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** given, void**) {
+  unsigned grid[] = {config->gridDimX, config->gridDimY, config->gridDimZ};
+  unsigned block[] = {config->blockDimX, config->blockDimY, config->blockDimZ};
+  const Function* kernel = (const Function*)function;
+  kernel->launch(kernel->run, grid, block, config->sharedMemBytes, given);
+  return CUDA_SUCCESS;
+}
+CUresult cuTensorMapEncodeTiled(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                                const cuuint64_t*, const cuuint32_t*, const cuuint32_t*,
+                                CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
+                                CUtensorMapFloatOOBfill) {
+  return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+static cudaError_t last = cudaSuccess;
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  return *value = attribute(which), cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int) {
+  return memset(found, 0, sizeof *found), strcpy(found->name, "emulated GPU"), cudaSuccess;
+}
+cudaError_t cudaMalloc(void** to, size_t size) {
+  if (used + size > memory()) return last = cudaErrorMemoryAllocation;
+  size_t whole = (size + 255) / 256 * 256 + 256;
+  *to = aligned_alloc(256, whole);
+  memset(*to, 0xA5, whole);
+  used += size, blocks()[*to] = size;
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* block) {
+  if (block) used -= blocks()[block], blocks().erase(block), free(block);
+  return cudaSuccess;
+}
+cudaError_t cudaMallocHost(void** to, size_t size) { return *to = malloc(size), cudaSuccess; }
+cudaError_t cudaFreeHost(void* block) { return free(block), cudaSuccess; }
+cudaError_t cudaMemGetInfo(size_t* left, size_t* all) {
+  return *left = memory() - used, *all = memory(), cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind, cudaStream_t) {
+  return memmove(to, from, size), cudaSuccess;
+}
+cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, cudaStream_t) {
+  return memmove(to, from, size), cudaSuccess;
+}
+const char* cudaGetErrorName(cudaError_t error) { return error ? "cudaErrorEmulated" : "cudaSuccess"; }
+const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorMemoryAllocation ? "out of memory" : error ? "emulated error" : "no error";
+}
+cudaError_t cudaGetLastError() {
+  cudaError_t error = last;
+  return last = cudaSuccess, error;
+}
+cudaError_t cudaPeekAtLastError() { return last; }
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return *event = (cudaEvent_t)1, cudaSuccess; }
+cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float* time, cudaEvent_t, cudaEvent_t) { return *time = 0, cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaStreamCreate(cudaStream_t* stream) { return *stream = nullptr, cudaSuccess; }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = nullptr, cudaSuccess; }
+cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) { return cudaErrorNotSupported; }
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*) { return cudaErrorNotSupported; }
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t*, cudaGraph_t, unsigned long long) { return cudaErrorNotSupported; }
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) { return cudaErrorNotSupported; }
+cudaError_t cudaGraphDestroy(cudaGraph_t) { return cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) { return cudaSuccess; }
+}

@@ -1,0 +1,144 @@
+// The threads behind cuda_emulated.h: fibers, barriers, and what a warp does together.
+#include "cuda_emulated.h"
+
+Dim threadIdx, blockIdx, blockDim, gridDim;
+
+#ifndef FRAGMENT_ROW  // a test puts a wrong map here, which must not go unnoticed
+#define FRAGMENT_ROW(lane, r) ((lane) / 4 + 8 * ((r) & 1))
+#endif
+
+namespace emulation {
+
+Fiber fibers[MOST];
+int current, count;
+static jmp_buf scheduler;
+static ucontext_t starter;
+static Runner kernel;
+static void** arguments;
+static unsigned char* shared_memory;
+
+void fail(const char* why) {
+  fprintf(stderr, "emulated GPU: %s\n", why);
+  fflush(stderr);
+  _Exit(86);
+}
+
+void* dynamic_shared() { return shared_memory; }
+
+void leave(State state) {
+  Fiber& fiber = fibers[current];
+  fiber.state = state;
+  if (!_setjmp(fiber.here)) _longjmp(scheduler, 1);
+}
+
+static void body() {
+  for (;;) {
+    kernel(arguments);
+    leave(DONE);
+  }
+}
+
+static void enter(int index) {
+  Fiber& fiber = fibers[index];
+  current = index;
+  threadIdx = fiber.index;
+  if (_setjmp(scheduler)) return;
+  if (fiber.begun) _longjmp(fiber.here, 1);
+  fiber.begun = true;
+  static char* stacks = (char*)mmap(nullptr, (size_t)STACK * MOST, PROT_READ | PROT_WRITE,
+                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  getcontext(&fiber.first);
+  fiber.first.uc_stack.ss_sp = stacks + (size_t)STACK * index;
+  fiber.first.uc_stack.ss_size = STACK;
+  fiber.first.uc_link = &starter;
+  makecontext(&fiber.first, body, 0);
+  setcontext(&fiber.first);
+}
+
+// m16n8k256: d (16 x 8) += popcount(a AND b); the maps of the PTX ISA's fragments
+static void multiply(Request* lanes[LANES]) {
+  u32 a[16][8], b[8][8];
+  for (int l = 0; l < LANES; l++) {
+    for (int r = 0; r < 4; r++) a[FRAGMENT_ROW(l, r)][l % 4 + 4 * (r >> 1)] = lanes[l]->left[r];
+    b[l % 4][l / 4] = lanes[l]->index;
+    b[l % 4 + 4][l / 4] = lanes[l]->high;
+  }
+  for (int l = 0; l < LANES; l++)
+    for (int r = 0; r < 4; r++) {
+      u32 total = 0;
+      for (int k = 0; k < 8; k++)
+        total += __builtin_popcount(a[l / 4 + 8 * (r >> 1)][k] & b[k][l % 4 * 2 + (r & 1)]);
+      lanes[l]->result[r] += total;
+    }
+}
+
+static void resolve(int first) {
+  Request* lanes[LANES] = {};
+  int present = 0, some = -1;
+  for (int l = 0; l < LANES && first + l < count; l++)
+    if (fibers[first + l].state == IN_WARP) lanes[l] = &fibers[first + l].request, some = l, present++;
+  Kind kind = lanes[some]->kind;
+  u32 votes = 0;
+  for (int l = 0; l < LANES; l++) {
+    if (!lanes[l]) continue;
+    if (lanes[l]->kind != kind) fail("lanes of a warp meet in different operations");
+    if (lanes[l]->all && present < LANES) fail("an operation of a whole warp without all its lanes");
+    votes |= lanes[l]->value << l;
+  }
+  if (kind == MMA_B1) multiply(lanes);
+  for (int l = 0; l < LANES; l++) {
+    if (!lanes[l]) continue;
+    int from = l, index = (int)(lanes[l]->index % LANES);
+    if (kind == SHUFFLE) from = index;
+    if (kind == SHUFFLE_XOR) from = l ^ index;
+    if (kind == SHUFFLE_DOWN) from = l + index < LANES ? l + index : l;
+    if (kind == BALLOT) *lanes[l]->result = votes;
+    // what a lane that takes no part holds is undefined
+    else if (kind != MMA_B1) *lanes[l]->result = lanes[from] ? lanes[from]->value : 0xdeadbeef;
+  }
+  for (int l = 0; l < LANES; l++)
+    if (lanes[l]) fibers[first + l].state = READY;
+}
+
+static void run_warp(int first) {
+  for (;;) {
+    int waiting = 0;
+    for (int l = LANES - 1; l >= 0; l--)  // backwards: nobody may count on the order
+      if (first + l < count && fibers[first + l].state == READY) enter(first + l);
+    for (int l = 0; l < LANES && first + l < count; l++)
+      waiting += fibers[first + l].state == IN_WARP;
+    if (!waiting) return;
+    resolve(first);
+  }
+}
+
+static void run_block() {
+  for (int i = 0; i < count; i++) fibers[i].state = READY;
+  for (;;) {
+    int waiting = 0, done = 0;
+    for (int first = 0; first < count; first += LANES) run_warp(first);
+    for (int i = 0; i < count; i++) waiting += fibers[i].state == AT_BARRIER, done += fibers[i].state == DONE;
+    if (done == count) return;
+    if (done) fail("a barrier that some threads have left behind");
+    for (int i = 0; i < count; i++) fibers[i].state = READY;
+  }
+}
+
+void launch(Runner run, Dim grid, Dim block, size_t shared, void** given) {
+  if (block.x * block.y * block.z > (unsigned)MOST) fail("a block of more than 1024 threads");
+  if (shared > 99u << 10) fail("more dynamic shared memory than the smallest GPU has");
+  if (!shared_memory) shared_memory = (unsigned char*)aligned_alloc(256, 256 << 10);
+  kernel = run, arguments = given, blockDim = block, gridDim = grid;
+  count = block.x * block.y * block.z;
+  for (int i = 0; i < count; i++)
+    fibers[i].index = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
+  for (unsigned z = 0; z < grid.z; z++)
+    for (unsigned y = 0; y < grid.y; y++)
+      for (unsigned x = 0; x < grid.x; x++) {
+        blockIdx = {x, y, z};
+        memset(shared_memory, 0xA5, shared);  // nobody may count on zeros
+        run_block();
+      }
+}
+
+}  // namespace emulation

@@ -1,0 +1,158 @@
+"""Kernels for CUDA without a GPU: the code that is generated, run on the processor, and its machine code.
+
+The emulation is `cuda_emulated.h`; look-ups must equal their references bit for bit.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_emulation
+import cuda_ptx
+import pytest
+from cuda_emulation import Emulator
+
+from shiftadd_tvm.cuda import nvrtc, toolkit
+
+SHAPES = 200
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    return Emulator(tmp_path_factory.mktemp("gpu"))
+
+
+def run(emulator: Emulator, *arguments: str) -> list[tuple[str, str]]:
+    """Return the cases of a group and what differs in each, from a child with the emulated GPU."""
+    environment = emulator.environment(Path("none"))
+    path = os.environ.get("PYTHONPATH", "")
+    child = subprocess.run(
+        [sys.executable, str(HERE / "cuda_cases.py"), arguments[0], str(emulator.folder), *arguments[1:]],
+        env={**environment, "PYTHONPATH": f"{HERE}:{path}".rstrip(":")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
+    return [tuple(pair) for pair in json.loads(child.stdout.splitlines()[-1])]
+
+
+@pytest.mark.parametrize("group", ["hostile", "elementwise", "attention", "sampling", "in_place"])
+def test_operators_give_what_their_references_give(group: str, emulator: Emulator) -> None:
+    found = run(emulator, group)
+    assert found and not [case for case in found if case[1]]
+
+
+def test_look_ups_equal_the_references_on_drawn_shapes(emulator: Emulator) -> None:
+    found = run(emulator, "lookups", str(SHAPES))
+    queries = [name for name, _ in found if name.endswith("_query")]
+    assert len(queries) == SHAPES and {"lut_bits_query", "lut_tables_query"} == set(queries)
+    assert not [case for case in found if case[1]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "FRAGMENT_ROW(lane,r)=(lane)/4+8*((r)>>1)",  # the two rows of a lane in another order
+        "FRAGMENT_ROW(lane,r)=(lane)%8+8*((r)&1)",  # lanes in another order
+    ],
+)
+def test_a_wrong_map_of_fragments_is_found(wrong: str, emulator: Emulator) -> None:
+    found = run(emulator, "lookups", "6", wrong)
+    bad = {name for name, difference in found if difference}
+    assert bad == {"lut_bits_query"}
+
+
+@pytest.fixture(scope="module")
+def source(emulator: Emulator) -> str:
+    """The CUDA source of queries of 4096 inputs and more, as they are compiled for a model."""
+    run(emulator, "large")
+    return (emulator.folder / "large0.cc").read_text()
+
+
+@pytest.fixture(scope="module")
+def compiled(source: str) -> nvrtc.Compiled:
+    begin, end = source.index("\n"), source.index('extern "C" const emulation::Entry')
+    return nvrtc.Nvrtc(toolkit.find()).compile(source[begin:end], "sm_90")
+
+
+def test_the_emulation_runs_the_text_that_is_compiled(source: str) -> None:
+    """Instructions stand in functions of their own, and nowhere else."""
+    functions = re.findall(r"#ifndef SHIFTADD_EMULATED\n(.*)\n#endif", source)
+    assert len(functions) >= 5
+    rest = source
+    for function in functions:
+        rest = rest.replace(function, "")
+    assert "asm" not in re.sub(r"#.*__asm__.*|__asm__ __volatile__|//.*", "", rest)
+    emulated = (HERE / "cuda_emulated.h").read_text()
+    for function in functions:
+        name = re.search(r"void (\w+)\(", function)[1]
+        assert f"static inline void {name}(" in emulated
+
+
+def test_decode_kernels_multiply_no_data(compiled: nvrtc.Compiled) -> None:
+    kernels = cuda_ptx.kernels(compiled.ptx)
+    assert len(kernels) == 4
+    for name, kernel in kernels.items():
+        assert not cuda_ptx.float_products(kernel), name
+        assert not cuda_ptx.products_of_data(kernel), name
+
+
+def test_a_product_of_data_would_be_found() -> None:
+    for body in (
+        "mul.lo.s32 %r1, %r2, %r3;\nadd.s32 %r4, %r1, 1;\nst.global.u32 [%rd1], %r4;",
+        "mul.lo.s32 %r1, %r2, 3;\nmov.u32 %r5, %r1;\nred.shared.add.u32 [%r9], %r5;",
+    ):
+        assert cuda_ptx.products_of_data(body)
+    address = "mul.wide.s32 %rd1, %r2, 4;\nadd.s64 %rd3, %rd1, %rd2;\nst.global.u32 [%rd3], %r4;"
+    assert not cuda_ptx.products_of_data(address)
+    assert cuda_ptx.float_products("fma.rn.f32 %f1, %f2, %f3, %f4;")
+
+
+def test_nothing_spills(compiled: nvrtc.Compiled) -> None:
+    found = nvrtc.usage(compiled.log)
+    assert len(found) == 4
+    assert all(usage.spill_bytes == 0 and usage.registers <= 128 for usage in found.values())
+
+
+def test_loads_are_wide_and_come_first(compiled: nvrtc.Compiled, tmp_path: Path) -> None:
+    """In the machine code: planes come in 16 bytes a lane, and of one token's query all before the first
+    product: 3 planes of 32 rows and 256 inputs are 6 loads."""
+    found = cuda_ptx.machine_code(compiled.cubin, tmp_path)
+    place = lambda lines, pattern: [i for i, line in enumerate(lines) if re.search(pattern, line)]
+    wide = {name: place(lines, r"LDG\S*\.128") for name, lines in found.items()}
+    products = {name: place(lines, "BMMA") for name, lines in found.items()}
+    assert all(wide.values()) and [name for name in found if not products[name]] == ["case3_kernel"]
+    for name in ("case0_kernel", "case2_kernel"):  # 16 and 24 bits
+        assert len(wide[name]) == 6 and max(wide[name]) < min(products[name]), name
+
+
+def test_the_emulator_ends_a_program_that_no_gpu_could_run(emulator: Emulator) -> None:
+    """A vote in one branch only, and a load that is not aligned."""
+    head = 'static void shiftadd_ballot(void*, unsigned);\nextern "C" __global__ void '
+    for body, reason in (
+        ("odd(unsigned* x) { if (threadIdx.x % 2) shiftadd_ballot(x, 1u); }", "without all its lanes"),
+        ("off(unsigned* x) { unsigned r[4]; shiftadd_load16(r, x + 1); }", "not aligned"),
+    ):
+        library = emulator.kernels(head.splitlines()[1] + body, "broken")
+        code = (
+            "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]);"
+            "entry = ctypes.c_void_p.from_address(ctypes.addressof("
+            "ctypes.c_char.in_dll(library, 'emulated_kernels')) + 8);"
+            "memory = (ctypes.c_uint64 * 64)();"
+            "place = ctypes.c_void_p((ctypes.addressof(memory) + 63) & -64);"
+            "given = (ctypes.c_void_p * 1)(ctypes.addressof(place)); dims = ctypes.c_uint * 3;"
+            "library.emulated_launch(entry, dims(1, 1, 1), dims(32, 1, 1), ctypes.c_size_t(0), given)"
+        )
+        child = subprocess.run(
+            [sys.executable, "-c", code, str(library)], capture_output=True, text=True, check=False
+        )
+        assert child.returncode == 86 and reason in child.stderr, child.stderr
+
+
+def test_headers_of_the_emulation_are_here() -> None:
+    assert (cuda_emulation.HERE / "cuda_emulated.h").is_file()

@@ -1,0 +1,181 @@
+"""A whole model for a GPU, without one: compiled to machine code, and run on the emulated GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Tiny
+from cuda_emulation import Emulator
+
+from shiftadd_tvm import backend, diagnosis
+from shiftadd_tvm.artifact import LIBRARY, Artifact
+from shiftadd_tvm.compile_settings import CompileSettings
+from shiftadd_tvm.compiler import CompileReport, compile_model
+from shiftadd_tvm.cuda import codegen, driver, nvrtc, toolkit
+from shiftadd_tvm.errors import OutputError, UnsupportedError, UsageError
+from shiftadd_tvm.packed import open_packed
+
+PRESETS = [name for name, preset in backend.presets().items() if preset.device]
+
+
+class Built:
+    """The tiny model for sm_90, its kernels in emulation, and what compiling it left behind."""
+
+    def __init__(self, tiny: Tiny, folder: Path) -> None:
+        self.artifact, self.dump = folder / "app", folder / "dump"
+        settings = CompileSettings(sequences=1, dump_ir=self.dump)
+        target = backend.load("cuda-sm90")
+        self.report: CompileReport = compile_model(
+            open_packed(tiny.packed), self.artifact, target, settings, version="test"
+        )
+        self.source = (self.dump / "kernels.cu").read_text()
+        self.emulator = Emulator(folder / "gpu")
+        self.kernels = self.emulator.kernels(self.source, "tiny")
+
+    def run(self, *arguments: str, **gpu: object) -> subprocess.CompletedProcess[str]:
+        """Run a script with the emulated GPU."""
+        environment = self.emulator.environment(self.kernels, **gpu)
+        command = [sys.executable, *arguments]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
+
+
+@pytest.fixture(scope="module")
+def built(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return Built(tiny, tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture
+def no_driver() -> None:
+    if driver.present():
+        pytest.skip("this machine has a CUDA driver")
+
+
+def test_it_holds_machine_code(built: Built) -> None:
+    manifest = Artifact(built.artifact).manifest
+    library = (built.artifact / LIBRARY).read_bytes()
+    assert codegen.SOURCE_MARK not in library
+    assert library.count(nvrtc.ELF) > 1  # the host's, and the GPU's inside of it
+    assert manifest["target"]["device"] == "sm_90"
+    assert manifest["packed_order"] == "fragments-rows32"
+    assert manifest["activations"] == {"lut_query": "fixed16"}
+    assert built.report.kernels["fallback"] == 0
+    assert manifest["verified"] is False
+
+
+def test_it_reproduces_the_packed_model_on_the_emulated_gpu(built: Built) -> None:
+    """By prefill and token by token: the same rule as on processors."""
+    child = built.run(str(Path(__file__).with_name("cuda_engine.py")), str(built.artifact))
+    assert child.returncode == 0, child.stderr
+    for passed, compared, _ in json.loads(child.stdout.splitlines()[-1]):
+        assert passed and compared > 0
+
+
+@pytest.mark.parametrize(
+    ("gpu", "sentence"),
+    [
+        ({"ARCH": 80}, "this machine lacks a GPU for sm_90 (this one is emulated GPU, sm_80)"),
+        ({"GPUS": 0}, "this machine lacks a GPU that the CUDA driver knows"),
+        ({}, "this machine lacks a libshiftadd that runs GPUs, which is not made yet"),
+    ],
+)
+def test_what_cannot_run_says_so(gpu: dict[str, Any], sentence: str, built: Built) -> None:
+    child = built.run("-m", "shiftadd_tvm", "verify", str(built.artifact), **gpu)
+    assert child.returncode == UnsupportedError.exit_code
+    assert sentence in " ".join(child.stderr.split()) and "Traceback" not in child.stderr
+
+
+def test_a_machine_without_a_driver_says_so(built: Built, no_driver: None) -> None:
+    with pytest.raises(UnsupportedError, match=r"lacks a CUDA driver \(libcuda.so.1\)"):
+        Artifact(built.artifact).check_machine()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_architecture_gets_machine_code(name: str, built: Built) -> None:
+    """The calls around the kernels are those of sm_90; kernels that spill are not published."""
+    compiled = nvrtc.Nvrtc(toolkit.find()).compile(built.source, backend.load(name).device)
+    usage = nvrtc.usage(compiled.log)
+    assert compiled.cubin.startswith(nvrtc.ELF) and len(usage) > 40
+    assert not {kernel for kernel, used in usage.items() if used.spill_bytes}
+
+
+def test_the_alias_is_the_gpu_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "present", lambda: True)
+    for arch, expected in ((90, "cuda-sm90"), (89, "cuda-sm89"), (75, "cuda-sm80"), (121, "cuda-sm120")):
+        found = driver.Gpu("a GPU", divmod(arch, 10), 1 << 30)
+        monkeypatch.setattr(driver, "gpu", lambda found=found: found)
+        assert backend.load("cuda").name == expected
+    monkeypatch.setattr(driver, "gpu", lambda: None)
+    assert backend.load("cuda").name == "cuda-sm80"
+    assert not backend.detect().device  # a GPU is used where it is asked for
+
+
+def test_formats_belong_to_targets(tiny: Tiny, tmp_path: Path) -> None:
+    for preset, activations in (("cuda-sm90", "int16"), ("x86-64", "fixed16")):
+        target, settings = backend.load(preset), CompileSettings(activations=activations)
+        with pytest.raises(UsageError, match=f"--activations is {activations}, expected one of"):
+            compile_model(open_packed(tiny.packed), tmp_path / "app", target, settings, version="t")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_compiler_nothing_is_written(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolkit, "_roots", list)
+    with pytest.raises(UnsupportedError, match=r"libnvrtc.so.13, .*pip install 'shiftadd-tvm\[cuda\]'"):
+        compile_model(
+            open_packed(tiny.packed),
+            tmp_path / "app",
+            backend.load("cuda"),
+            CompileSettings(),
+            version="test",
+        )
+    assert not list(tmp_path.iterdir())
+    found = {check.name: check for check in diagnosis.examine()}["cuda compiler"]
+    assert not found.ok and found.optional and "shiftadd-tvm[cuda]" in found.remedy
+
+
+def test_what_doctor_says_of_the_driver() -> None:
+    found = {check.name: check for check in diagnosis.examine()}
+    assert found["cuda compiler"].ok and "libnvrtc" in found["cuda compiler"].detail
+    gpu = found["gpu"]
+    assert gpu.optional and gpu.ok == (driver.gpu() is not None)
+    assert gpu.ok or "compile" in gpu.remedy
+
+
+def test_the_stand_in_is_where_no_driver_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the child's environment has it, and a machine with a driver none."""
+    seen: list[list[str]] = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        first = options["env"]["LD_LIBRARY_PATH"].split(":")[0]
+        seen.append(sorted(os.listdir(first)))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    class Link:
+        command = ("c++",)
+
+        def link(self, output: Path, objects: list[Path]) -> None:
+            assert "cuLaunchKernelEx" in objects[0].read_text()
+            output.touch()
+
+    monkeypatch.setattr(codegen.subprocess, "run", run)
+    for present in (False, True):
+        monkeypatch.setattr(driver, "present", lambda present=present: present)
+        folder = tmp_path / str(present)
+        folder.mkdir()
+        codegen._run_child(folder, {}, toolkit.find(), Link())
+    assert driver.DRIVER in seen[0] and driver.DRIVER not in seen[1]
+    assert driver.DRIVER not in os.environ.get("LD_LIBRARY_PATH", "")
+
+
+def test_source_that_does_not_compile(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="do not compile for sm_90: .*error"):
+        nvrtc.Nvrtc(toolkit.find()).compile("this is no CUDA", "sm_90")
