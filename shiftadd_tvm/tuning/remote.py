@@ -56,6 +56,10 @@ def evaluate(
     return [float(np.percentile(_times(module, device, other, arguments[0]), PERCENTILE))]
 
 
+def leave(_session: Any, _path: str | None) -> None:
+    """Remove nothing on a board: its server removes the session's folder."""
+
+
 def _times(module: Any, device: Any, other: int, arguments: list[Any]) -> list[float]:
     timed = module.time_evaluator("main", device, 1, CALLS, cache_flush_bytes=other)
     return list(timed(*arguments).results)
@@ -96,6 +100,7 @@ class Meter:
             config,
             f_alloc_argument=given.allocate,
             f_run_evaluator=partial(given.evaluate, self._other),
+            f_cleanup=leave,
             max_workers=boards.count(self._address),
         )
 
