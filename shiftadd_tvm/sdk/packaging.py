@@ -81,8 +81,9 @@ def _record(folder: Path) -> Json:
 
 def summary(folder: Path, manifest: Json) -> Json:
     """Return a package's `kind` and `bytes`: of all that it ships beside parameters, tokenizer and golden
-    file; of a single library, which needs nothing beside it, those of the library alone."""
+    file; of a single library, which needs nothing beside it, those of the library without the two."""
     kind, total = manifest["bundle"]["kind"], (folder / artifact.LIBRARY).stat().st_size
+    total -= sum((folder / name).stat().st_size for name in manifest["bundle"]["embedded"])
     if kind == BUNDLE:
         records = manifest["bundle"]["files"].values()
         total += sum(int(record["bytes"]) for record in records)
