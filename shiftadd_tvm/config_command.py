@@ -40,13 +40,11 @@ def config(
 
 def answers(folder: Path) -> dict[str, str]:
     """Return what each option prints for the prefix `folder`."""
-    names = importlib.import_module("shiftadd_tvm.sdk.host").libraries().values()
+    soname = importlib.import_module("shiftadd_tvm.runtime.native_build").SONAME
     place = lambda name: shlex.quote(str(folder / name))
     return {
         "cmakedir": str(folder / "lib" / "cmake" / "shiftadd"),
         "prefix": str(folder),
         "cflags": f"-I{place('include')}",
-        "libs": " ".join(
-            [f"-L{place('lib')}", *(f"-l:{name}" for name in names), f"-Wl,-rpath,{place('lib')}"]
-        ),
+        "libs": f"-L{place('lib')} -l:{soname} -Wl,-rpath,{place('lib')}",
     }

@@ -53,17 +53,14 @@ def write(folder: Path, machine: str) -> None:
     Raises `UnsupportedError` without a compiler or TVM's libraries, `OutputError` where one fails.
     """
     (folder / "lib").mkdir(parents=True, exist_ok=True)
-    host.write_libraries(folder / "lib", machine)
+    host.write_library(folder / "lib", machine)
     found = runtime_libraries.find(machine)
     for name in (runtime_libraries.RUNTIME, runtime_libraries.FFI):
         shutil.copyfile(found[name], folder / "lib" / name)
         (folder / "lib" / name).chmod(0o755)
-    names = host.libraries()
-    targets = [
-        _target(f"shiftadd::{part}", "SHARED", f"lib/{name}") for part, name in names.items()
-    ]
-    flags = " ".join(["-L${libdir}", *(f"-l:{name}" for name in names.values())])
-    _write_common(folder, machine, targets, "lib", flags)
+    name = native_build.SONAME
+    targets = [_target("shiftadd::shiftadd", "SHARED", f"lib/{name}"), TEXT]
+    _write_common(folder, machine, targets, "lib", f"-L${{libdir}} -l:{name}")
 
 
 def write_single(folder: Path, machine: str, library: str) -> None:
