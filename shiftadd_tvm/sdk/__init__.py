@@ -27,7 +27,8 @@ from shiftadd_tvm.sdk import host
 TEMPLATES = Path(__file__).parent / "templates"
 PROCESSORS = {"x86_64": "x86_64|AMD64|amd64", "aarch64": "aarch64|arm64"}  # as CMake names them
 PACKAGES = ("shiftadd-tvm", "apache-tvm", "apache-tvm-ffi")
-LICENSE = re.compile(r"(LICENSE|NOTICE)(\..*)?")
+# not those of code for GPUs, which no bundle holds
+LICENSE = re.compile(r"(LICENSE|NOTICE)(\.(builtin_fp16|libflash_attn)\.txt)?")
 ARCHIVE = "libshiftadd.a"
 TARGET = """\
 if(NOT TARGET @TARGET@)
@@ -102,8 +103,8 @@ def _write_common(
     for package, path in _licenses():
         own = folder / "licenses" / package
         own.mkdir(parents=True, exist_ok=True)
-        name = path.name if not (own / path.name).exists() else f"{path.name}.{path.parent.name}"
-        shutil.copyfile(path, own / name)
+        again = (own / path.name).is_file() and (own / path.name).read_bytes() != path.read_bytes()
+        shutil.copyfile(path, own / (f"{path.name}.{path.parent.name}" if again else path.name))
 
 
 def _filled(template: str, **values: str) -> str:
