@@ -15,7 +15,7 @@ import pytest
 from command import call as command
 from conftest import Tiny
 
-from shiftadd_tvm import config_command, cpu, sdk, workflow
+from shiftadd_tvm import config_command, cpu, sdk, toolchain, workflow
 from shiftadd_tvm.artifact import LIBRARY, PARAMETERS, Artifact
 from shiftadd_tvm.compile_settings import CompileSettings
 from shiftadd_tvm.errors import BadFileError, UsageError
@@ -25,6 +25,7 @@ from shiftadd_tvm.runtime.engine import Engine
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "cpp"
 PROMPT = (40, 50, 60, 70)
 SYSTEM = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1")
+ARM_LIBRARIES = Path("/usr/aarch64-linux-gnu/lib")  # where Debian keeps those of ARM
 OLD = ("libdl.so.2", "libpthread.so.0")  # empty since glibc 2.34, and a part of it before
 REAL = 1_400_000  # more bytes has a real model's code: 1.3 million SmolLM2's, with its manifest
 LOADER = re.compile(r"ld-linux-[\w-]+\.so\.[12]")
@@ -275,6 +276,22 @@ def test_a_bundle_runs_in_an_empty_root(
     enter = ["chroot", tmp_path] if os.geteuid() == 0 else ["unshare", "-r", "chroot", tmp_path]
     words = [*enter, "/plugin", "/app/lib/libshiftadd.so.0", "/app", *PROMPT]
     assert call(*words) == expected
+
+
+def test_a_bundle_for_arm_runs_in_an_empty_root(tiny: Tiny, bundle: Path, tmp_path: Path) -> None:
+    """Under qemu; the program is compiled by zig, the root holds the C and C++ libraries of ARM."""
+    place = compiled(tiny, tmp_path / "app", target="arm", package="bundle")
+    compiler = toolchain.zig("aarch64", "c++")
+    words = (f"-I{place}/include", place / "lib" / "libshiftadd.so.0", "-o", tmp_path / "generate")
+    call(*compiler, "-std=c++17", EXAMPLES / "generate.cpp", *words)
+    (tmp_path / "lib").mkdir()
+    for name in (*SYSTEM, *OLD, "ld-linux-aarch64.so.1"):
+        shutil.copyfile(ARM_LIBRARIES / name, tmp_path / "lib" / name)
+    emulated = ("qemu-aarch64", "-L", tmp_path, "-E", f"LD_LIBRARY_PATH={place}/lib")
+    text = call(*emulated, tmp_path / "generate", place, "A packed model", 12)
+    assert text == "".join(workflow.load(bundle).generate("A packed model", 12))
+    for name in ("libtvm_runtime.so", "libtvm_ffi.so"):
+        assert needed(place / "lib" / name) <= {*SYSTEM, *OLD, "libtvm_ffi.so"}
 
 
 def test_config(
