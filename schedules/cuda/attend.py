@@ -76,13 +76,19 @@ def _score(group: int, head_dim: int, heads: int, rules: Scores):
     return score
 
 
+def _peaks(group: int) -> int:
+    """Return how many threads keep a peak: one a query head. A single one would know its place, which
+    TVM then takes for a place that all threads write, and asks for a barrier inside the condition."""
+    return max(group, 2)
+
+
 @T.inline
 def _soften(scores, sums, peak, fresh, group, tx):
     """Turn scores into weights; fresh becomes what rescales all that came before."""
-    if tx < group:
+    if tx < _peaks(group):
         sums[0] = peak[tx]
         for j in T.serial(RUN):
-            sums[0] = T.max(sums[0], scores[tx, j])
+            sums[0] = T.max(sums[0], scores[T.min(tx, group - 1), j])
         fresh[tx] = exp(peak[tx] - sums[0])
         peak[tx] = sums[0]
     T.tvm_storage_sync("shared")
@@ -149,8 +155,8 @@ def kernel(
         tx = T.launch_thread("threadIdx.x", THREADS)
         query = T.alloc_buffer((size,), "float32", scope="shared")
         scores = T.alloc_buffer((group, RUN), "float32", scope="shared")
-        peak = T.alloc_buffer((group,), "float32", scope="shared")
-        fresh = T.alloc_buffer((group,), "float32", scope="shared")
+        peak = T.alloc_buffer((_peaks(group),), "float32", scope="shared")
+        fresh = T.alloc_buffer((_peaks(group),), "float32", scope="shared")
         total = T.alloc_buffer((turns,), "float32", scope="local")
         weight = T.alloc_buffer((turns,), "float32", scope="local")
         sums = T.alloc_buffer((2,), "float32", scope="local")
@@ -163,7 +169,7 @@ def kernel(
                 )
             total[turn] = T.float32(0)
             weight[turn] = T.float32(0)
-        if tx < group:
+        if tx < _peaks(group):
             peak[tx] = T.float32(LOWEST)
         T.tvm_storage_sync("shared")
         first = T.bind(T.max(seen - window, 0) // RUN)
