@@ -224,9 +224,9 @@ def attention_cases(number: int) -> Iterator[Case]:
             expected = attend.reference_attend(*given, sequence, rules)
             function = attend.attend(count, kv_heads, size, sequence, rules)
             yield Case("attend", function, given, [expected])
-        given[0], rules = normal(n, kv_heads * size), Scores(0.2)  # a query head for each key head
-        expected = attend.reference_attend(*given, sequence, rules)
-        function = attend.attend(kv_heads, kv_heads, size, sequence, rules)
+        given = [normal(n, kv_heads * size), *given[1:]]  # a query head for each key head
+        expected = attend.reference_attend(*given, sequence, Scores(0.2))
+        function = attend.attend(kv_heads, kv_heads, size, sequence, Scores(0.2))
         yield Case("attend", function, given, [expected])
 
 
