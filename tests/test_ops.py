@@ -41,6 +41,10 @@ TIR_OPS = {  # see test_attention.py and test_sample.py
     *("positions", "append", "attend"),
     *("sample_penalize", "sample_soften", "sample_keep", "sample_draw"),
 }
+GPU_OPS = {  # see cuda_cases.py
+    *("lut_bits_build", "lut_bits_query"),
+    *("lut_tables_build", "lut_tables_query"),
+}
 
 
 @dataclass(frozen=True)
@@ -443,7 +447,7 @@ def test_every_operator_has_a_case() -> None:
     files = [module.name for module in pkgutil.iter_modules(ops.__path__)]
     modules = [importlib.import_module(f"{ops.__name__}.{file}") for file in files]
     names = {name for module in modules for name in module.REFERENCES}
-    assert names == set(CASES) | TIR_OPS
+    assert names == set(CASES) | TIR_OPS | GPU_OPS
 
 
 shapes = st.builds(
