@@ -175,7 +175,7 @@ def test_damaged_tensors(folder: Path, damage: str) -> None:
 
 CONFIG_DAMAGES = {
     "version": [0, "1", None, 1.0, True],
-    "kind": ["onnx", None],
+    "kind": ["torch", None],
     "bits": [3, "3", None],
     "bits_per_module": [{}, [], None, {"model.layers.0.self_attn.q_proj": 3}],
     "scales": [
