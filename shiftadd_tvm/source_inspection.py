@@ -128,7 +128,8 @@ def nearest(names: Iterable[str]) -> str | None:
         module = families.load({"model_type": family})
         own = _shape_of(module.read_config(module.tiny_config()).tensor_shapes())
         likeness[family] = len(found & own) / len(found | own)
-    best = max(likeness, key=lambda family: likeness[family])
+    # several families name their tensors as LLaMA does, which is the plainest of them
+    best = max(likeness, key=lambda family: (likeness[family], family == "llama"))
     return best if likeness[best] else None
 
 

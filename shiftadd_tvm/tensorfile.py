@@ -120,7 +120,7 @@ class TensorFile:
     def _entry(self, name: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
         fields = entry if isinstance(entry, dict) else {}
         dtype, shape, span = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-        if dtype in SMALL_FLOATS:
+        if isinstance(dtype, str) and dtype in SMALL_FLOATS:
             raise UnsupportedError(
                 f"{self.path}: tensor {name[:MAX_QUOTE]} is {SMALL_FLOATS[dtype]} ({dtype}), which "
                 "is not read; give a checkpoint with bfloat16, float16 or float32 weights."
