@@ -1,5 +1,6 @@
 """The coded linears of a packed model, whatever kind it is: their files, checks and weights."""
 
+import abc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -39,7 +40,7 @@ class Tensors(Protocol):
         """Give memory back that was only read."""
 
 
-class CodedTensors:
+class CodedTensors(abc.ABC):
     """What every kind of packed model has: linears as planes and scales, in mapped files."""
 
     path: Path
@@ -52,9 +53,9 @@ class CodedTensors:
         """Return the module paths of the quantized linears, in model order."""
         return list(self.layout.linears())
 
+    @abc.abstractmethod
     def names(self) -> list[str]:
         """Return the sorted names of the tensors that are not of a coded linear's planes and scales."""
-        raise NotImplementedError
 
     def group(self, linear: str) -> tuple[str, ...]:
         """Return the linears that share this one's input, itself included; the first leads."""

@@ -10,6 +10,7 @@ Planner, writer and reader share it, so that what is written is what is expected
     every other tensor under its Hugging Face name              float, the checkpoint's dtype
 """
 
+import abc
 import math
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ EMBEDDING_DTYPE = {8: ("I8",), 16: FLOATS}
 
 
 @dataclass(frozen=True)
-class CodedLayout:
+class CodedLayout(abc.ABC):
     """How linears are coded, whatever they belong to: the tensors that hold their planes and scales."""
 
     bits: dict[str, int]  # of each linear
@@ -32,13 +33,13 @@ class CodedLayout:
     terms: dict[str, int]
     max_rotation: int  # 0: no rotation
 
+    @abc.abstractmethod
     def linears(self) -> dict[str, Shape]:
         """Return (outputs, inputs) of every quantized linear by its module path, in model order."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def groups(self) -> list[tuple[str, ...]]:
         """Return the linears that share an input, the leader first."""
-        raise NotImplementedError
 
     def leaders(self) -> dict[str, str]:
         """Return the leader of the input group of every linear."""
