@@ -253,7 +253,10 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    status = run_command()
+    try:
+        status = run_command()
+    except KeyboardInterrupt:  # it came while the last word was said
+        status = INTERRUPTED
     interruption.ignore()
     if status == INTERRUPTED:
         # At once: Python could turn the exit code into a signal, or fail to flush a closed pipe.

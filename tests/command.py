@@ -73,9 +73,10 @@ def interrupt(
     when: str | Path,
     number: int = signal.SIGINT,
     cwd: Path | None = None,
+    delay: float = 0.05,
 ) -> tuple[int, str]:
-    """Start a command, send it a signal once its output holds the text `when`, or the file `when`
-    is there; return code and output."""
+    """Start a command, send it a signal `delay` seconds after its output holds the text `when`, or
+    the file `when` is there; return code and output."""
     child = subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,
@@ -93,7 +94,7 @@ def interrupt(
         piece = os.read(child.stdout.fileno(), 65536)
         assert piece, f"ended before {when!r}: {output.decode()}"
         output += piece
-    time.sleep(0.05)
+    time.sleep(delay)
     os.killpg(child.pid, number)  # as a terminal does: the command and its children
     rest, _ = child.communicate(timeout=60)
     return child.returncode, (output + rest).decode("utf-8", "replace")

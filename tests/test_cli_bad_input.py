@@ -370,9 +370,9 @@ def test_ctrl_c_in_eval(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", ["run", "verify"])
 def test_ctrl_c_in_a_short_verb(tiny: Tiny, verb: str) -> None:
     before = {path.name: path.read_bytes() for path in tiny.artifact.iterdir()}
-    more = ["--prompt", "a", "--max-new-tokens", 250] if verb == "run" else []
+    more = ["--prompt", "c", "--max-new-tokens", 250] if verb == "run" else []
     for _ in range(10):  # it may be over before the signal comes
-        code, output = interrupt([verb, tiny.artifact, "--verbose", *more], f"{verb}: ")
+        code, output = interrupt([verb, tiny.artifact, "--verbose", *more], f"{verb}: ", delay=0)
         if code != 0:
             break
     assert code == INTERRUPTED and output.splitlines()[-1].startswith("interrupted: ")
