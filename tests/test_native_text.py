@@ -32,7 +32,8 @@ from shiftadd_tvm import checkpoint
 from shiftadd_tvm.runtime.text import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-FETCHED = ("smollm2", "gpt2", "qwen")
+GGUF = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf", "gemma3": "gemma-3-270m-q4_k_m.gguf"}
+FETCHED = (*GGUF, "gpt2", "qwen")
 ODD = (
     *(
         "'s",
@@ -81,16 +82,16 @@ ODD = (
 @pytest.fixture(scope="session")
 def cache() -> Path:
     """The folder with the real models' files, fetched where they are not there."""
-    for script in ("fetch_data.py", "fetch_tokenizers.py"):
-        subprocess.run([sys.executable, str(ROOT / "examples" / script)], check=True)
+    for script, *wanted in (("fetch_data.py", "text", *GGUF), ("fetch_tokenizers.py",)):
+        subprocess.run([sys.executable, str(ROOT / "examples" / script), *wanted], check=True)
     return Path(os.environ.get("SHIFTADD_CACHE", ROOT / ".cache"))
 
 
 @functools.cache
 def real(name: str, folder: Path) -> bytes:
     """Return the tokenizer.json of a real model."""
-    if name == "smollm2":
-        source = checkpoint.open_checkpoint(folder / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    if name in GGUF:
+        source = checkpoint.open_checkpoint(folder / name / GGUF[name])
         return source.tokenizer_files()["tokenizer.json"]
     return (folder / "tokenizers" / f"{name}.json").read_bytes()
 
