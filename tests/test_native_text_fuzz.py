@@ -50,7 +50,7 @@ def test_no_input_crashes_hangs_or_takes_too_much_memory(tmp_path: Path) -> None
         "-rss_limit_mb=2048",
         "-max_len=16384",
     ]
-    units = ("failure", *native_programs.TEXT)
+    units = ("failure", "json", "utf8", *native_programs.TEXT)
     built = native_programs.build(tmp_path, {"fuzz_tokenizer": units}, SANITIZERS)
     run = subprocess.run(
         [built["fuzz_tokenizer"], *limits, corpus],

@@ -14,6 +14,7 @@
 #include "sha256.h"
 
 using namespace shiftadd::internal;
+namespace json = shiftadd::json;
 using Contents = std::map<std::string, std::string>;
 
 namespace {
@@ -37,10 +38,11 @@ void replace(std::string& text, const std::string& old, const std::string& with)
 Contents original(const std::string& folder) {
   Contents contents;
   contents[kManifest] = read(folder + "/" + kManifest);
-  std::map<std::string, FileRecord> files;
-  {
-    const Json root = Json::parse(contents[kManifest]);
-    for (const std::string& name : root.find("files")->keys()) contents[name] = read(folder + "/" + name);
+  const std::string manifest = contents[kManifest];
+  const json::Document document(manifest);
+  for (const json::Value file : document.root().at("files")) {
+    const std::string name(file.key());
+    contents[name] = read(folder + "/" + name);
   }
   const std::string library = contents[kLibrary], small = "no code";
   contents[kLibrary] = small;
@@ -57,9 +59,10 @@ void flip(std::string& bytes, size_t from, size_t to) {
   if (to > from) bytes[from + below(to - from)] ^= static_cast<char>(1 << below(8));
 }
 
-void collect(const Json& value, std::vector<std::string_view>& found) {
+void collect(json::Value value, std::vector<std::string_view>& found) {
   found.push_back(value.source());
-  for (const Json& item : value.items()) collect(item, found);
+  if (!value.is(json::Kind::kObject) && !value.is(json::Kind::kArray)) return;
+  for (const json::Value item : value) collect(item, found);
 }
 
 // Any value of a JSON text becomes a hostile one.
@@ -73,8 +76,8 @@ void replace_value(std::string& text, size_t from, size_t size) {
       "[9223372036854775807,9223372036854775807]"};
   std::vector<std::string_view> values;
   const std::string copy = text.substr(from, size);
-  const Json root = Json::parse(copy);
-  collect(root, values);
+  const json::Document document(copy);
+  collect(document.root(), values);
   const std::string_view chosen = values[below(values.size())];
   text.replace(from + static_cast<size_t>(chosen.data() - copy.data()), chosen.size(), kHostile[below(kHostile.size())]);
 }

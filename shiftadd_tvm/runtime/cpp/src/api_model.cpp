@@ -88,9 +88,9 @@ shiftadd_status shiftadd_model_metadata(const shiftadd_model* model, const char*
                                         size_t* size) {
   return guarded([&] {
     const Model& m = checked(model);
-    const Json* value = m.manifest().at(&required(path, "path"));
+    const shiftadd::json::Value value = m.manifest().at(&required(path, "path"));
     if (!value) misuse("The manifest of " + m.manifest().path() + " has no " + quoted(path) + ".");
-    const std::string_view text = value->is(Json::Type::string) ? value->string() : value->source();
+    const std::string_view text = value.is(shiftadd::json::Kind::kString) ? value.string() : value.source();
     if (capacity > 0) {
       const size_t copied = std::min(capacity - 1, text.size());
       std::memcpy(&required(buffer, "buffer"), text.data(), copied);

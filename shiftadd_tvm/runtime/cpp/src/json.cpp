@@ -1,219 +1,332 @@
+// The reader of json.h: one pass over the bytes, nodes in depth-first order.
 #include "json.h"
 
+#include <algorithm>
 #include <charconv>
-#include <cstddef>
+#include <cstdlib>
+#include <cstring>
 
-namespace shiftadd::internal {
+#include "failure.h"
+#include "utf8.h"
+
+namespace shiftadd::json {
+
 namespace {
 
-constexpr int kMaxDepth = 64;
-constexpr size_t kMaxValues = 500'000;  // some 60 MB; a model of 80 layers has 20,000
+std::string quoted(std::string_view text) { return '"' + internal::quoted(text) + '"'; }
 
-// The bytes of the valid UTF-8 character that begins at `at`, or 0.
-size_t utf8_character(std::string_view text, size_t at) {
-  const auto byte = [&](size_t i) -> unsigned { return static_cast<unsigned char>(text[i]); };
-  const unsigned first = byte(at);
-  if (first < 0x80) return 1;
-  const size_t size = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
-  if (first < 0xC2 || first > 0xF4 || at + size > text.size()) return 0;
-  unsigned code = first & (0xFF >> (size + 1));
-  for (size_t i = 1; i < size; ++i) {
-    if ((byte(at + i) & 0xC0) != 0x80) return 0;
-    code = code << 6 | (byte(at + i) & 0x3F);
-  }
-  const bool overlong = (size == 3 && code < 0x800) || (size == 4 && code < 0x10000);
-  return overlong || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000) ? 0 : size;
+[[noreturn]] void fail(const std::string& what) { throw Error(what); }
+
+int hex_digit(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
 }
 
-void append_utf8(std::string& out, unsigned code) {
-  if (code < 0x80) {
-    out += static_cast<char>(code);
-    return;
-  }
-  const int more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
-  out += static_cast<char>((0xF00 >> more & 0xFF) | code >> (6 * more));
-  for (int i = more - 1; i >= 0; --i) out += static_cast<char>(0x80 | (code >> (6 * i) & 0x3F));
-}
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
 }  // namespace
 
-class JsonReader {
+class Parser {
  public:
-  explicit JsonReader(std::string_view text) : text_(text) {}
+  Parser(std::string_view text, size_t max_values, Document* document)
+      : text_(text), max_values_(max_values), document_(*document) {}
 
-  Json read() {
-    Json value = read_value(0);
+  void run() {
+    // a tokenizer has a value for 19 bytes or more, a manifest for 10
+    document_.nodes_.reserve(std::min(max_values_, text_.size() / 16 + 1));
     skip_space();
-    if (at_ != text_.size()) stop("more text after the value");
-    return value;
+    value(0, {});
+    skip_space();
+    if (at_ != text_.size()) wrong("nothing more");
   }
 
  private:
-  [[noreturn]] void stop(const char* what) const {
-    throw JsonError{std::string(what) + " at byte " + std::to_string(at_)};
+  using Node = Document::Node;
+  using Piece = Document::Piece;
+
+  [[noreturn]] void wrong(const char* expected) const {
+    std::string found = "the end";
+    if (at_ < text_.size()) {
+      const unsigned char byte = static_cast<unsigned char>(text_[at_]);
+      found = byte > 32 && byte < 127 ? quoted(text_.substr(at_, 1)) : "byte " + std::to_string(byte);
+    }
+    fail("it is not JSON: byte " + std::to_string(at_) + ": expected " + expected + ", found " + found);
   }
+
+  char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
 
   void skip_space() {
-    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t')) {
+    for (; at_ < text_.size(); ++at_) {
+      const char c = text_[at_];
+      if (c != ' ' && c != '\n' && c != '\r' && c != '\t') return;
+    }
+  }
+
+  bool take(char c) {
+    if (peek() != c || at_ >= text_.size()) return false;
+    ++at_;
+    return true;
+  }
+
+  void value(int depth, Piece key) {
+    std::vector<Node>& nodes = document_.nodes_;
+    if (depth > kMaxDepth) fail("it is nested more than " + std::to_string(kMaxDepth) + " deep");
+    if (nodes.size() == max_values_) fail("it has more than " + std::to_string(max_values_) + " values");
+    const size_t index = nodes.size();
+    nodes.emplace_back();
+    nodes[index].key = key;
+    const size_t begin = at_;
+    switch (peek()) {
+      case '{': container(index, depth, Kind::kObject, '}'); break;
+      case '[': container(index, depth, Kind::kArray, ']'); break;
+      case '"':
+        nodes[index].kind = Kind::kString;
+        nodes[index].content = string();
+        break;
+      case 't': word(index, "true", Kind::kTrue); break;
+      case 'f': word(index, "false", Kind::kFalse); break;
+      case 'n': word(index, "null", Kind::kNull); break;
+      default: number(index);
+    }
+    Node& node = nodes[index];
+    node.next = static_cast<uint32_t>(nodes.size());
+    node.source = static_cast<uint32_t>(begin);
+    node.source_size = static_cast<uint32_t>(at_ - begin);
+  }
+
+  void container(size_t index, int depth, Kind kind, char close) {
+    ++at_;
+    uint32_t count = 0;
+    skip_space();
+    if (!take(close)) {
+      do {
+        skip_space();
+        Piece key;
+        if (kind == Kind::kObject) {
+          if (peek() != '"') wrong("a string");
+          key = string();
+          skip_space();
+          if (!take(':')) wrong("':'");
+          skip_space();
+        }
+        value(depth + 1, key);
+        ++count;
+        skip_space();
+      } while (take(','));
+      if (!take(close)) wrong(close == '}' ? "',' or '}'" : "',' or ']'");
+    }
+    document_.nodes_[index].kind = kind;
+    document_.nodes_[index].content.size = count;
+  }
+
+  // Pass the characters up to a quote or an escape.
+  void plain() {
+    while (at_ < text_.size() && text_[at_] != '"' && text_[at_] != '\\' &&
+           static_cast<unsigned char>(text_[at_]) >= 0x20) {
       ++at_;
     }
+    if (at_ == text_.size() || static_cast<unsigned char>(text_[at_]) < 0x20) wrong("'\"'");
   }
 
-  bool take(char expected) {
-    if (at_ == text_.size() || text_[at_] != expected) return false;
-    ++at_;
-    return true;
-  }
-
-  bool take_word(std::string_view word) {
-    if (text_.substr(at_, word.size()) != word) return false;
-    at_ += word.size();
-    return true;
-  }
-
-  Json read_value(int depth) {
-    if (depth > kMaxDepth) stop("too many levels");
-    if (++values_ > kMaxValues) stop("too many values");
-    skip_space();
-    Json value;
-    const size_t begin = at_;
-    if (at_ == text_.size()) stop("no value");
-    if (text_[at_] == '{') {
-      read_object(value, depth);
-    } else if (text_[at_] == '[') {
-      read_array(value, depth);
-    } else if (text_[at_] == '"') {
-      value.type_ = Json::Type::string;
-      value.string_ = read_string();
-    } else if (take_word("true")) {
-      value.type_ = Json::Type::boolean;
-      value.integer_ = 1;
-    } else if (take_word("false")) {
-      value.type_ = Json::Type::boolean;
-    } else if (!take_word("null")) {
-      read_number(value);
+  Piece string() {
+    std::string& strings = document_.strings_;
+    size_t begin = ++at_;
+    plain();
+    if (text_[at_] == '"') {
+      const size_t size = at_++ - begin;
+      return {static_cast<uint32_t>(begin), static_cast<uint32_t>(size)};
     }
-    value.source_ = text_.substr(begin, at_ - begin);
-    return value;
-  }
-
-  void read_object(Json& value, int depth) {
-    value.type_ = Json::Type::object;
-    ++at_;
-    skip_space();
-    if (take('}')) return;
-    do {
-      skip_space();
-      if (at_ == text_.size() || text_[at_] != '"') stop("no key");
-      value.keys_.push_back(read_string());
-      skip_space();
-      if (!take(':')) stop("no colon");
-      value.items_.push_back(read_value(depth + 1));
-      skip_space();
-    } while (take(','));
-    if (!take('}')) stop("an object without an end");
-  }
-
-  void read_array(Json& value, int depth) {
-    value.type_ = Json::Type::array;
-    ++at_;
-    skip_space();
-    if (take(']')) return;
-    do {
-      value.items_.push_back(read_value(depth + 1));
-      skip_space();
-    } while (take(','));
-    if (!take(']')) stop("a list without an end");
-  }
-
-  size_t digits() {
-    const size_t begin = at_;
-    while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9') ++at_;
-    return at_ - begin;
-  }
-
-  void read_number(Json& value) {
-    const size_t begin = at_;
-    take('-');
-    const size_t first = at_;
-    const size_t whole = digits();
-    if (whole == 0 || (whole > 1 && text_[first] == '0')) stop("no JSON value");
-    bool integer = true;
-    if (take('.')) {
-      integer = false;
-      if (digits() == 0) stop("no digit after the point");
+    const size_t first = strings.size();
+    for (;; plain()) {
+      strings.append(text_, begin, at_ - begin);
+      if (text_[at_++] == '"') break;
+      escape(&strings);
+      begin = at_;
     }
-    if (take('e') || take('E')) {
-      integer = false;
-      if (!take('+')) take('-');
-      if (digits() == 0) stop("no digit in the exponent");
-    }
-    const char* end = text_.data() + at_;
-    const auto parsed = std::from_chars(text_.data() + begin, end, value.integer_);
-    value.type_ = integer && parsed.ec == std::errc() && parsed.ptr == end ? Json::Type::integer : Json::Type::number;
+    const uint32_t size = static_cast<uint32_t>(strings.size() - first);
+    return {static_cast<uint32_t>(first), size | Piece::kUnescaped};
   }
 
-  unsigned read_hex() {
-    unsigned code = 0;
-    const std::string_view four = text_.substr(at_, 4);
-    const auto parsed = std::from_chars(four.data(), four.data() + four.size(), code, 16);
-    if (four.size() != 4 || parsed.ptr != four.data() + 4) stop("a bad \\u escape");
-    at_ += 4;
-    return code;
-  }
-
-  void read_escape(std::string& out) {
-    static constexpr std::string_view kNames = "\"\\/bfnrt", kMeant = "\"\\/\b\f\n\r\t";
-    if (at_ == text_.size()) stop("a string without an end");
-    const char name = text_[at_++];
-    if (const size_t place = kNames.find(name); place != kNames.npos) {
-      out += kMeant[place];
+  void escape(std::string* strings) {
+    const char c = peek();
+    static constexpr char kFrom[] = "\"\\/bfnrt";
+    static constexpr char kTo[] = "\"\\/\b\f\n\r\t";
+    if (const char* place = c ? std::strchr(kFrom, c) : nullptr) {
+      strings->push_back(kTo[place - kFrom]);
+      ++at_;
       return;
     }
-    if (name != 'u') stop("an unknown escape");
-    unsigned code = read_hex();
-    if (code >= 0xD800 && code < 0xDC00 && take_word("\\u")) {
-      const unsigned low = read_hex();
-      if (low < 0xDC00 || low >= 0xE000) stop("half a surrogate pair");
-      code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
-    } else if (code >= 0xD800 && code < 0xE000) {
-      stop("half a surrogate pair");
+    if (!take('u')) wrong("an escape");
+    char32_t unit = hex4();
+    if (unit >= 0xD800 && unit < 0xDC00) {
+      if (!take('\\') || !take('u')) wrong("the second half of a surrogate pair");
+      const char32_t low = hex4();
+      if (low < 0xDC00 || low > 0xDFFF) wrong("the second half of a surrogate pair");
+      unit = 0x10000 + ((unit - 0xD800) << 10) + (low - 0xDC00);
+    } else if (unit >= 0xDC00 && unit < 0xE000) {
+      wrong("the first half of a surrogate pair");
     }
-    append_utf8(out, code);
+    utf8::append(strings, unit);
   }
 
-  std::string read_string() {
-    std::string out;
-    ++at_;
-    while (at_ < text_.size() && text_[at_] != '"') {
-      const unsigned char c = static_cast<unsigned char>(text_[at_]);
-      if (c < 0x20) stop("a control character");
-      if (c == '\\') {
-        ++at_;
-        read_escape(out);
-        continue;
-      }
-      const size_t size = utf8_character(text_, at_);
-      if (size == 0) stop("no UTF-8");
-      out.append(text_, at_, size);
-      at_ += size;
+  char32_t hex4() {
+    char32_t unit = 0;
+    for (int i = 0; i < 4; ++i) {
+      const int digit = hex_digit(peek());
+      if (digit < 0) wrong("four hexadecimal digits");
+      unit = unit * 16 + static_cast<char32_t>(digit);
+      ++at_;
     }
-    if (!take('"')) stop("a string without an end");
-    return out;
+    return unit;
+  }
+
+  void word(size_t index, std::string_view name, Kind kind) {
+    if (text_.substr(at_, name.size()) != name) wrong("a value");
+    at_ += name.size();
+    document_.nodes_[index].kind = kind;
+  }
+
+  void digits() {
+    if (!is_digit(peek())) wrong("a digit");
+    while (is_digit(peek())) ++at_;
+  }
+
+  void number(size_t index) {
+    const char first = peek();
+    if (first != '-' && !is_digit(first)) wrong("a value");
+    take('-');
+    if (!take('0')) digits();
+    if (take('.')) digits();
+    if (take('e') || take('E')) {
+      if (!take('+')) take('-');
+      digits();
+    }
+    document_.nodes_[index].kind = Kind::kNumber;
   }
 
   std::string_view text_;
+  size_t max_values_;
+  Document& document_;
   size_t at_ = 0;
-  size_t values_ = 0;
 };
 
-Json Json::parse(std::string_view text) { return JsonReader(text).read(); }
-
-const Json* Json::find(std::string_view key) const {
-  for (size_t i = keys_.size(); i-- > 0;) {
-    if (keys_[i] == key) return &items_[i];
+Document::Document(std::string_view text, size_t max_values) : text_(text) {
+  if (text.size() > kMaxBytes) {
+    fail("it has " + std::to_string(text.size()) + " bytes, more than " + std::to_string(kMaxBytes));
   }
-  return nullptr;
+  const size_t bad = utf8::first_invalid(text);
+  if (bad != text.size()) fail("it is not UTF-8 at byte " + std::to_string(bad));
+  Parser(text, max_values, this).run();
 }
 
-}  // namespace shiftadd::internal
+std::string_view Document::view(Piece piece) const {
+  const std::string_view from = piece.size & Piece::kUnescaped ? std::string_view(strings_) : text_;
+  return from.substr(piece.begin, piece.size & ~Piece::kUnescaped);
+}
+
+Kind Value::kind() const { return document_->nodes_[index_].kind; }
+
+const char* Value::kind_name() const {
+  if (!document_) return "nothing";
+  switch (kind()) {
+    case Kind::kNull: return "null";
+    case Kind::kFalse:
+    case Kind::kTrue: return "a boolean";
+    case Kind::kNumber: return "a number";
+    case Kind::kString: return "a string";
+    case Kind::kArray: return "an array";
+    case Kind::kObject: return "an object";
+  }
+  return "";
+}
+
+void Value::expect(Kind kind, const char* name) const {
+  if (is(kind)) return;
+  std::string where;
+  if (document_ && !key().empty()) where = quoted(key()) + ": ";
+  fail(where + "expected " + name + ", found " + kind_name());
+}
+
+bool Value::boolean() const {
+  if (is(Kind::kTrue)) return true;
+  expect(Kind::kFalse, "a boolean");
+  return false;
+}
+
+std::optional<int64_t> Value::whole() const {
+  if (!is(Kind::kNumber)) return std::nullopt;
+  const std::string_view text = source();
+  int64_t value = 0;
+  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (status != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+int64_t Value::integer() const {
+  expect(Kind::kNumber, "a whole number");
+  const std::optional<int64_t> value = whole();
+  if (!value) {
+    fail(quoted(key()) + ": expected a whole number of 64 bits, found " + std::string(source().substr(0, 40)));
+  }
+  return *value;
+}
+
+double Value::number() const {
+  expect(Kind::kNumber, "a number");
+  return std::strtod(std::string(source()).c_str(), nullptr);
+}
+
+std::string_view Value::string() const {
+  expect(Kind::kString, "a string");
+  return document_->view(document_->nodes_[index_].content);
+}
+
+Value::Iterator Value::begin() const {
+  if (!is(Kind::kObject)) expect(Kind::kArray, "an array or an object");
+  return Iterator(document_, index_ + 1);
+}
+
+Value::Iterator Value::end() const {
+  if (!is(Kind::kObject)) expect(Kind::kArray, "an array or an object");
+  return Iterator(document_, document_->nodes_[index_].next);
+}
+
+Value::Iterator& Value::Iterator::operator++() {
+  index_ = document_->nodes_[index_].next;
+  return *this;
+}
+
+size_t Value::size() const {
+  if (!is(Kind::kObject)) expect(Kind::kArray, "an array or an object");
+  return document_->nodes_[index_].content.size;
+}
+
+std::string_view Value::key() const {
+  return document_->view(document_->nodes_[index_].key);
+}
+
+Value Value::find(std::string_view key) const {
+  expect(Kind::kObject, "an object");
+  Value found;
+  for (Value member : *this) {
+    if (member.key() != key) continue;
+    if (found) fail("the key " + quoted(key) + " stands there twice");
+    found = member;
+  }
+  return found;
+}
+
+Value Value::at(std::string_view key) const {
+  const Value found = find(key);
+  if (!found) fail("the key " + quoted(key) + " is missing");
+  return found;
+}
+
+std::string_view Value::source() const {
+  const Document::Node& node = document_->nodes_[index_];
+  return document_->text_.substr(node.source, node.source_size);
+}
+
+}  // namespace shiftadd::json

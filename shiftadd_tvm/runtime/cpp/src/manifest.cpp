@@ -11,23 +11,35 @@ namespace {
 constexpr int64_t kSchema = 1;  // of the manifest
 constexpr int64_t kAbi = 1;     // of the exported functions
 constexpr size_t kMaxManifest = 16 << 20;
+constexpr size_t kMaxValues = 500'000;  // a model of 80 layers has 20,000
 constexpr size_t kMaxDimensions = 16;
 constexpr int64_t kMaxSize = int64_t{1} << 40;  // of one axis
 constexpr int32_t kMaxContext = 1 << 24;        // 16 million tokens: bounds the tables of pages
 constexpr int32_t kMaxRows = 1 << 16;
 constexpr int32_t kMaxVocabulary = 1 << 28;
 
-std::string shown(const Json* value) {
-  return value ? quoted(value->source()) : std::string("missing");
+std::string shown(json::Value value) {
+  return value ? quoted(value.source()) : std::string("missing");
 }
 
-bool is_plain_name(const std::string& name) {
+// The member of an object; nothing where there is none, or no object.
+json::Value member(json::Value value, std::string_view key) {
+  return value.is(json::Kind::kObject) ? value.find(key) : json::Value();
+}
+
+// The whole number that a value is, if it lies between two.
+std::optional<int64_t> between(json::Value value, int64_t least, int64_t most) {
+  const std::optional<int64_t> number = value.whole();
+  return number && *number >= least && *number <= most ? number : std::nullopt;
+}
+
+bool is_plain_name(std::string_view name) {
   const auto strange = [](unsigned char c) { return c < 0x20 || c == '/' || c == '\\' || c == 0x7F; };
   return !name.empty() && name.size() <= 255 && name != "." && name != ".." &&
          std::none_of(name.begin(), name.end(), strange);
 }
 
-bool is_digest(const std::string& text) {
+bool is_digest(std::string_view text) {
   const auto hex = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); };
   return text.size() == 64 && std::all_of(text.begin(), text.end(), hex);
 }
@@ -44,14 +56,19 @@ Manifest::Manifest(const Files& files) : path_(quoted(files.path())) {
   if (bytes.size > kMaxManifest) bad(std::string(kManifest) + " has " + std::to_string(bytes.size) + " bytes, expected at most " + std::to_string(kMaxManifest));
   text_ = bytes.text();
   try {
-    root_ = Json::parse(text_);
-  } catch (const JsonError& error) {
-    bad(std::string(kManifest) + " cannot be read (" + error.reason + ")");
+    document_.emplace(text_, kMaxValues);
+    read();
+  } catch (const json::Error& error) {
+    bad(std::string(kManifest) + " cannot be read: " + error.what());
   }
+}
+
+void Manifest::read() {
   check_versions();
   read_files();
-  const Json& listed = section("parameters", Json::Type::array);
-  for (const Json& entry : listed.items()) parameters_.push_back(tensor(entry, "parameter", false));
+  for (const json::Value entry : section("parameters", json::Kind::kArray)) {
+    parameters_.push_back(tensor(entry, "parameter", false));
+  }
   read_functions();
   if (is_decoder()) read_decoder();
 }
@@ -61,107 +78,108 @@ void Manifest::bad(const std::string& what) const {
 }
 
 void Manifest::check_versions() {
-  const Json* schema = root_.find("schema");
-  if (!schema || !schema->is(Json::Type::integer)) bad(std::string(kManifest) + " states no schema version");
-  if (schema->integer() != kSchema) {
+  const json::Value schema = member(document_->root(), "schema");
+  if (!schema.whole()) bad(std::string(kManifest) + " states no schema version");
+  if (schema.whole() != kSchema) {
     fail(SHIFTADD_ERROR_UNSUPPORTED,
          path_ + " has artifact schema " + shown(schema) + ", this version reads " + std::to_string(kSchema) +
              "; compile it again, or use the version of shiftadd-tvm that wrote it.");
   }
-  const Json *abi = root_.find("abi"), *kind = root_.find("kind");
-  const bool known = kind && kind->is(Json::Type::string) &&
-                     (kind->string() == "decoder" || kind->string() == "encoder" || kind->string() == "function");
-  if (!abi || !abi->is(Json::Type::integer) || abi->integer() != kAbi || !known) {
+  const json::Value abi = document_->root().find("abi"), kind = document_->root().find("kind");
+  if (kind.is(json::Kind::kString)) kind_ = kind.string();
+  if (abi.whole() != kAbi || (kind_ != "decoder" && kind_ != "encoder" && kind_ != "function")) {
     bad("ABI " + shown(abi) + " and kind " + shown(kind));
   }
-  kind_ = kind->string();
 }
 
-const Json& Manifest::section(const char* key, Json::Type type) const {
-  const Json* value = root_.find(key);
-  if (!value || !value->is(type)) bad(std::string(key) + " is not " + (type == Json::Type::array ? "a list" : "an object"));
-  return *value;
+json::Value Manifest::section(const char* key, json::Kind kind) const {
+  const json::Value value = document_->root().find(key);
+  if (!value.is(kind)) bad(std::string(key) + " is not " + (kind == json::Kind::kArray ? "a list" : "an object"));
+  return value;
 }
 
 int32_t Manifest::number(const char* name, const char* key, int32_t least, int32_t most) const {
-  const Json* value = section(name, Json::Type::object).find(key);
-  if (!value || !value->is(Json::Type::integer) || value->integer() < least || value->integer() > most) {
+  const json::Value value = section(name, json::Kind::kObject).find(key);
+  const std::optional<int64_t> number = between(value, least, most);
+  if (!number) {
     bad(std::string(name) + "." + key + " is " + shown(value) + ", expected a whole number from " +
         std::to_string(least) + " to " + std::to_string(most));
   }
-  return static_cast<int32_t>(value->integer());
+  return static_cast<int32_t>(*number);
 }
 
 std::vector<int32_t> Manifest::numbers(const char* name, const char* key, int32_t least, int32_t most) const {
-  const Json* value = section(name, Json::Type::object).find(key);
-  const auto valid = [&](const Json& entry) {
-    return entry.is(Json::Type::integer) && entry.integer() >= least && entry.integer() <= most;
-  };
-  if (!value || !value->is(Json::Type::array) || !std::all_of(value->items().begin(), value->items().end(), valid)) {
+  const json::Value value = section(name, json::Kind::kObject).find(key);
+  const auto refuse = [&] {
     bad(std::string(name) + "." + key + " is " + shown(value) + ", expected whole numbers from " +
         std::to_string(least) + " to " + std::to_string(most));
-  }
+  };
+  if (!value.is(json::Kind::kArray)) refuse();
   std::vector<int32_t> found;
-  for (const Json& entry : value->items()) found.push_back(static_cast<int32_t>(entry.integer()));
+  for (const json::Value entry : value) {
+    const std::optional<int64_t> number = between(entry, least, most);
+    if (!number) refuse();
+    found.push_back(static_cast<int32_t>(*number));
+  }
   return found;
 }
 
 void Manifest::read_files() {
-  const Json& listed = section("files", Json::Type::object);
-  for (size_t i = 0; i < listed.items().size(); ++i) {
-    const std::string& name = listed.keys()[i];
-    const Json *bytes = listed.items()[i].find("bytes"), *digest = listed.items()[i].find("sha256");
+  for (const json::Value record : section("files", json::Kind::kObject)) {
+    const std::string name(record.key());
+    const json::Value digest = member(record, "sha256");
+    const std::optional<int64_t> bytes = between(member(record, "bytes"), 0, INT64_MAX);
     if (!is_plain_name(name)) bad("it lists a file " + quoted(name) + ", expected a plain name");
-    if (!bytes || !bytes->is(Json::Type::integer) || bytes->integer() < 0 || !digest ||
-        !digest->is(Json::Type::string) || !is_digest(digest->string())) {
+    if (!bytes || !digest.is(json::Kind::kString) || !is_digest(digest.string())) {
       bad(std::string(kManifest) + " does not state bytes and sha256 of " + quoted(name));
     }
-    files_[name] = {static_cast<size_t>(bytes->integer()), digest->string()};
+    const FileRecord stated{static_cast<size_t>(*bytes), std::string(digest.string())};
+    if (!files_.emplace(name, stated).second) bad("it lists the file " + quoted(name) + " twice");
   }
   for (const char* name : {kLibrary, kParameters}) {
     if (!files_.count(name)) bad(std::string(kManifest) + " does not list " + name);
   }
 }
 
-TensorSpec Manifest::tensor(const Json& entry, const std::string& where, bool may_vary) const {
-  const Json *name = entry.find("name"), *dtype = entry.find("dtype"), *shape = entry.find("shape");
-  if (!name || !name->is(Json::Type::string) || !dtype || !dtype->is(Json::Type::string) || !shape ||
-      !shape->is(Json::Type::array) || shape->items().size() > kMaxDimensions) {
-    bad(where + " " + shown(&entry) + " states no name, dtype and shape");
+TensorSpec Manifest::tensor(json::Value entry, const std::string& where, bool may_vary) const {
+  const json::Value name = member(entry, "name"), dtype = member(entry, "dtype"), shape = member(entry, "shape");
+  if (!name.is(json::Kind::kString) || !dtype.is(json::Kind::kString) || !shape.is(json::Kind::kArray) ||
+      shape.size() > kMaxDimensions) {
+    bad(where + " " + shown(entry) + " states no name, dtype and shape");
   }
-  TensorSpec spec{name->string(), element_type(dtype->string()), {}, {}};
+  TensorSpec spec{std::string(name.string()), element_type(dtype.string()), {}, {}};
   bool valid = spec.type != nullptr;
   int64_t total = 1;
-  for (const Json& size : shape->items()) {
-    const bool fixed = size.is(Json::Type::integer) && size.integer() >= 0 && size.integer() < kMaxSize;
-    const bool varies = may_vary && size.is(Json::Type::string) && !size.string().empty();
+  for (const json::Value size : shape) {
+    const std::optional<int64_t> fixed = between(size, 0, kMaxSize - 1);
+    const bool varies = may_vary && size.is(json::Kind::kString) && !size.string().empty();
     if (!fixed && !varies) valid = false;
-    const int64_t extent = fixed ? size.integer() : TensorSpec::kVaries;
-    if (fixed && extent > 0 && total > kMaxSize / extent) valid = false;
-    if (valid && fixed && extent > 0) total *= extent;
+    const int64_t extent = fixed.value_or(TensorSpec::kVaries);
+    if (extent > 0 && total > kMaxSize / extent) valid = false;
+    if (valid && extent > 0) total *= extent;
     spec.shape.push_back(extent);
-    spec.symbols.push_back(varies ? size.string() : std::string());
+    spec.symbols.emplace_back(varies ? size.string() : std::string_view());
   }
   if (!valid) bad(where + " " + quoted(spec.name) + " has dtype " + shown(dtype) + " and shape " + shown(shape));
   return spec;
 }
 
-std::vector<TensorSpec> Manifest::tensors(const Json* list, const std::string& where) const {
-  if (!list || !list->is(Json::Type::array)) bad(where + " has no list of tensors");
+std::vector<TensorSpec> Manifest::tensors(json::Value list, const std::string& where) const {
+  if (!list.is(json::Kind::kArray)) bad(where + " has no list of tensors");
   std::vector<TensorSpec> found;
-  for (const Json& entry : list->items()) found.push_back(tensor(entry, where, true));
+  for (const json::Value entry : list) found.push_back(tensor(entry, where, true));
   return found;
 }
 
 void Manifest::read_functions() {
-  const Json& listed = section("functions", Json::Type::object);
-  for (size_t i = 0; i < listed.items().size(); ++i) {
-    const Json& entry = listed.items()[i];
-    const std::string where = "function " + quoted(listed.keys()[i]) + ":";
-    const Json* parameters = entry.find("parameters");
-    if (!parameters || !parameters->is(Json::Type::boolean)) bad(where + " parameters is " + shown(parameters));
-    functions_.push_back({listed.keys()[i], tensors(entry.find("inputs"), where),
-                          tensors(entry.find("outputs"), where), parameters->boolean()});
+  for (const json::Value entry : section("functions", json::Kind::kObject)) {
+    const std::string name(entry.key()), where = "function " + quoted(name) + ":";
+    const json::Value parameters = member(entry, "parameters");
+    const bool taken = parameters.is(json::Kind::kTrue);
+    if (!taken && !parameters.is(json::Kind::kFalse)) bad(where + " parameters is " + shown(parameters));
+    if (function(name)) bad("it lists the function " + quoted(name) + " twice");
+    functions_.push_back(
+        {name, tensors(member(entry, "inputs"), where), tensors(member(entry, "outputs"), where), taken});
   }
 }
 
@@ -171,11 +189,11 @@ void Manifest::read_decoder() {
   decoder_.chunk = number("limits", "chunk", 1, kMaxRows);
   decoder_.logit_rows = number("limits", "logit_rows", 1, kMaxRows);
   decoder_.batches = numbers("limits", "batches", 1, kMaxRows);
-  const bool measured = section("limits", Json::Type::object).find("lookup_rows") != nullptr;
+  const bool measured = bool(section("limits", json::Kind::kObject).find("lookup_rows"));
   decoder_.lookup_rows = measured ? number("limits", "lookup_rows", 0, kMaxRows) : 1;
   decoder_.vocabulary = number("model", "vocabulary", 1, kMaxVocabulary);
   decoder_.eos = numbers("model", "eos", 0, INT32_MAX);
-  const bool begins = section("model", Json::Type::object).find("bos") != nullptr;
+  const bool begins = bool(section("model", json::Kind::kObject).find("bos"));
   const std::vector<int32_t> bos = begins ? numbers("model", "bos", 0, INT32_MAX) : std::vector<int32_t>();
   decoder_.bos = bos.empty() ? -1 : bos[0];
   std::sort(decoder_.batches.begin(), decoder_.batches.end());
@@ -231,36 +249,41 @@ const Signature* Manifest::function(std::string_view name) const {
   return found == functions_.end() ? nullptr : &*found;
 }
 
-const Json* Manifest::at(std::string_view path) const {
-  const Json* value = &root_;
+json::Value Manifest::at(std::string_view path) const {
+  json::Value value = document_->root();
   while (value && !path.empty()) {
     const size_t dot = std::min(path.find('.'), path.size());
-    value = value->find(path.substr(0, dot));
+    const std::string_view key = path.substr(0, dot);
+    try {
+      value = member(value, key);
+    } catch (const json::Error& error) {  // the key stands there twice
+      bad(std::string(kManifest) + " cannot be read: " + error.what());
+    }
     path.remove_prefix(std::min(dot + 1, path.size()));
   }
   return value;
 }
 
 void Manifest::check_machine() const {
-  const Json& target = section("target", Json::Type::object);
-  const Json *needed_machine = target.find("machine"), *features = target.find("features");
-  if (!needed_machine || !needed_machine->is(Json::Type::string) || !features || !features->is(Json::Type::array)) {
+  const json::Value needed = at("target.machine"), features = at("target.features");
+  if (!needed.is(json::Kind::kString) || !features.is(json::Kind::kArray)) {
     bad("target states no machine and features");
   }
-  if (needed_machine->string() != machine()) {
+  if (needed.string() != machine()) {
     fail(SHIFTADD_ERROR_UNSUPPORTED,
-         path_ + " is compiled for " + quoted(needed_machine->string()) + " (" + shown(target.find("preset")) +
+         path_ + " is compiled for " + quoted(needed.string()) + " (" + shown(at("target.preset")) +
              "), this machine is " + std::string(machine()) + "; compile it with a --target that runs here.");
   }
-  if (target.find("device")) {
+  if (at("target.device")) {
     fail(SHIFTADD_ERROR_UNSUPPORTED,
-         path_ + " is compiled for a GPU (" + shown(target.find("preset")) +
+         path_ + " is compiled for a GPU (" + shown(at("target.preset")) +
              "), which this version of libshiftadd cannot run; compile it with a --target for a processor.");
   }
   std::string missing;
-  for (const Json& feature : features->items()) {
-    if (!feature.is(Json::Type::string)) bad("target.features is " + shown(features));
-    if (!has_feature(feature.string())) missing += (missing.empty() ? "" : ", ") + feature.string();
+  for (const json::Value feature : features) {
+    if (!feature.is(json::Kind::kString)) bad("target.features is " + shown(features));
+    if (has_feature(feature.string())) continue;
+    missing.append(missing.empty() ? "" : ", ").append(feature.string());
   }
   if (!missing.empty()) {
     fail(SHIFTADD_ERROR_UNSUPPORTED, path_ + " needs the processor features " + quoted(missing) +

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -67,8 +68,8 @@ class Manifest {
   // The function of that name, or nullptr.
   const Signature* function(std::string_view name) const;
 
-  // The value at a dotted path such as "model.type", or nullptr.
-  const Json* at(std::string_view path) const;
+  // The value at a dotted path such as "model.type", or nothing.
+  json::Value at(std::string_view path) const;
 
   // Failure unsupported where this machine lacks what the kernels need.
   void check_machine() const;
@@ -77,22 +78,23 @@ class Manifest {
   [[noreturn]] void bad(const std::string& what) const;
 
  private:
+  void read();
   void check_versions();
   void read_files();
   void read_functions();
   void read_decoder();
   void check_decoder() const;
   void check_cache(const Signature& function) const;
-  const Json& section(const char* key, Json::Type type) const;
+  json::Value section(const char* key, json::Kind kind) const;
   int32_t number(const char* section, const char* key, int32_t least, int32_t most) const;
   std::vector<int32_t> numbers(const char* section, const char* key, int32_t least, int32_t most) const;
-  TensorSpec tensor(const Json& entry, const std::string& where, bool may_vary) const;
-  std::vector<TensorSpec> tensors(const Json* list, const std::string& where) const;
+  TensorSpec tensor(json::Value entry, const std::string& where, bool may_vary) const;
+  std::vector<TensorSpec> tensors(json::Value list, const std::string& where) const;
   const TensorSpec& one(const std::vector<TensorSpec>& tensors, const std::string& where) const;
 
   std::string path_;
   std::string text_;  // a copy: it ends with a 0
-  Json root_;
+  std::optional<json::Document> document_;
   std::string kind_;
   Decoder decoder_ = {};
   std::vector<TensorSpec> parameters_;

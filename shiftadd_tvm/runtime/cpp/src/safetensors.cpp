@@ -1,6 +1,7 @@
 #include "safetensors.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "failure.h"
 #include "json.h"
@@ -11,6 +12,7 @@ namespace {
 constexpr uint64_t kMaxHeader = 32 << 20;
 constexpr int64_t kMaxBytes = int64_t{1} << 62;
 constexpr size_t kMaxDimensions = 32;
+constexpr size_t kMaxValues = 500'000;  // a tensor has 7 or so
 
 struct Reader {
   const Bytes& file;
@@ -29,13 +31,20 @@ struct Reader {
     return static_cast<size_t>(length);
   }
 
-  static bool is_size(const Json& value) {
-    return value.is(Json::Type::integer) && value.integer() >= 0 && value.integer() < kMaxBytes;
+  // The sizes that a list holds; nothing where it is no list of sizes.
+  static std::optional<std::vector<int64_t>> sizes(json::Value list) {
+    if (!list.is(json::Kind::kArray)) return std::nullopt;
+    std::vector<int64_t> found;
+    for (const json::Value value : list) {
+      const int64_t size = value.whole().value_or(-1);
+      if (size < 0 || size >= kMaxBytes) return std::nullopt;
+      found.push_back(size);
+    }
+    return found;
   }
 
-  static bool are_sizes(const Json* value) {
-    return value && value->is(Json::Type::array) &&
-           std::all_of(value->items().begin(), value->items().end(), is_size);
+  static std::string shown(json::Value value) {
+    return value ? quoted(value.source()) : std::string("missing");
   }
 
   static size_t element_bytes(const std::string& dtype) {
@@ -47,32 +56,48 @@ struct Reader {
   }
 
   // `size` bytes follow the header.
-  StoredTensor tensor(const std::string& name, const Json& entry, const unsigned char* begin, size_t size) const {
-    const Json *dtype = entry.find("dtype"), *shape = entry.find("shape"), *span = entry.find("data_offsets");
-    const std::string shown = "tensor " + quoted(name);
-    if (!dtype || !dtype->is(Json::Type::string) || element_bytes(dtype->string()) == 0) {
-      bad(shown + " has dtype " + (dtype ? quoted(dtype->source()) : "missing"));
+  StoredTensor tensor(json::Value entry, const unsigned char* begin, size_t size) const {
+    const json::Value dtype = entry.find("dtype"), shape = entry.find("shape"), span = entry.find("data_offsets");
+    const std::string name = "tensor " + quoted(entry.key());
+    const std::string type(dtype.is(json::Kind::kString) ? dtype.string() : std::string_view());
+    if (element_bytes(type) == 0) bad(name + " has dtype " + shown(dtype));
+    const auto extents = sizes(shape), ends = sizes(span);
+    if (!extents || !ends || ends->size() != 2 || extents->size() > kMaxDimensions) {
+      bad(name + " has shape " + shown(shape) + " and offsets " + shown(span));
     }
-    if (!are_sizes(shape) || !are_sizes(span) || span->items().size() != 2 || shape->items().size() > kMaxDimensions) {
-      bad(shown + " has shape " + (shape ? quoted(shape->source()) : "missing") + " and offsets " +
-          (span ? quoted(span->source()) : "missing"));
-    }
-    const int64_t from = span->items()[0].integer(), to = span->items()[1].integer();
+    const int64_t from = (*ends)[0], to = (*ends)[1];
     if (from > to || static_cast<uint64_t>(to) > size) {
-      bad(shown + " lies at " + quoted(span->source()) + ", the data have " + std::to_string(size) + " bytes");
+      bad(name + " lies at " + shown(span) + ", the data have " + std::to_string(size) + " bytes");
     }
-    StoredTensor stored{dtype->string(), {}, begin + from, static_cast<size_t>(to - from)};
-    uint64_t expected = element_bytes(stored.dtype);
-    for (const Json& extent : shape->items()) {
-      const uint64_t count = static_cast<uint64_t>(extent.integer());
-      if (count > 0 && expected > static_cast<uint64_t>(kMaxBytes) / count) bad(shown + " is too large");
+    StoredTensor stored{type, *extents, begin + from, static_cast<size_t>(to - from)};
+    uint64_t expected = element_bytes(type);
+    for (const int64_t extent : *extents) {
+      const uint64_t count = static_cast<uint64_t>(extent);
+      if (count > 0 && expected > static_cast<uint64_t>(kMaxBytes) / count) bad(name + " is too large");
       expected *= count;
-      stored.shape.push_back(extent.integer());
     }
     if (expected != stored.bytes) {
-      bad(shown + " needs " + std::to_string(expected) + " bytes for its shape, has " + std::to_string(stored.bytes));
+      bad(name + " needs " + std::to_string(expected) + " bytes for its shape, has " + std::to_string(stored.bytes));
     }
     return stored;
+  }
+
+  // The tensors by their names; `data` of `size` bytes follow the header.
+  std::unordered_map<std::string, StoredTensor> tensors(std::string_view header, const unsigned char* data,
+                                                        size_t size) const {
+    std::unordered_map<std::string, StoredTensor> found;
+    try {
+      const json::Document document(header, kMaxValues);
+      if (!document.root().is(json::Kind::kObject)) bad("its header is not a JSON object");
+      for (const json::Value entry : document.root()) {
+        if (entry.key() == "__metadata__") continue;
+        const bool is_new = found.emplace(entry.key(), tensor(entry, data, size)).second;
+        if (!is_new) bad("tensor " + quoted(entry.key()) + " stands in it twice");
+      }
+    } catch (const json::Error& error) {
+      bad(std::string("its header cannot be read: ") + error.what());
+    }
+    return found;
   }
 };
 
@@ -81,24 +106,11 @@ struct Reader {
 std::unordered_map<std::string, StoredTensor> read_safetensors(const Bytes& file, const std::string& path) {
   const Reader reader{file, path};
   const size_t header = reader.header_bytes();
-  Json root;
-  try {
-    root = Json::parse(file.text().substr(8, header));
-  } catch (const JsonError& error) {
-    reader.bad("its header is not JSON (" + error.reason + ")");
-  }
-  if (!root.is(Json::Type::object)) reader.bad("its header is not a JSON object");
   const unsigned char* begin = file.data + 8 + header;
   const size_t size = file.size - 8 - header;
-  std::unordered_map<std::string, StoredTensor> tensors;
+  auto tensors = reader.tensors(file.text().substr(8, header), begin, size);
   std::vector<std::pair<const unsigned char*, size_t>> spans;
-  for (size_t i = 0; i < root.items().size(); ++i) {
-    const std::string& name = root.keys()[i];
-    if (name == "__metadata__") continue;
-    const auto [place, is_new] = tensors.emplace(name, reader.tensor(name, root.items()[i], begin, size));
-    if (!is_new) reader.bad("tensor " + quoted(name) + " stands in it twice");
-    spans.emplace_back(place->second.data, place->second.bytes);
-  }
+  for (const auto& [name, tensor] : tensors) spans.emplace_back(tensor.data, tensor.bytes);
   std::sort(spans.begin(), spans.end());
   const unsigned char* end = begin;
   for (const auto& [data, bytes] : spans) {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "flat_map.h"
-#include "json_document.h"
+#include "../src/json.h"
 #include "normalizer.h"
 #include "vocabulary.h"
 

@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "failure.h"
-#include "utf8.h"
+#include "../src/utf8.h"
 
 namespace shiftadd::text {
 
@@ -56,13 +56,13 @@ Bpe::Bpe(json::Value model) {
 
 void Bpe::read_vocabulary(json::Value vocab) {
   if (!vocab.is(json::Kind::kObject)) bad_file("vocab: expected an object");
+  vocabulary_.reserve(vocab.size());
   for (const json::Value token : vocab) {
-    const Id id = static_cast<Id>(token.integer());
-    vocabulary_.add(token.key(), token.integer());
+    const int64_t id = token.integer();
+    const std::string_view text = token.key();
+    vocabulary_.add(text, id);
     char32_t letter = 0;
-    if (!only_letter_or_empty(token.key(), &letter).empty()) {
-      codes_.set(letter, static_cast<uint64_t>(id));
-    }
+    if (!only_letter_or_empty(text, &letter).empty()) codes_.set(letter, static_cast<uint64_t>(id));
   }
 }
 
@@ -76,7 +76,8 @@ void Bpe::read_bytes() {
 
 void Bpe::read_merges(json::Value merges) {
   if (!merges.is(json::Kind::kArray)) bad_file("merges: expected an array");
-  uint32_t rank = 0;
+  merges_.reserve(merges.size());
+  Reading reading;
   for (const json::Value merge : merges) {
     if (merge.is(json::Kind::kString)) {
       const std::string_view line = merge.string();
@@ -85,30 +86,29 @@ void Bpe::read_merges(json::Value merges) {
       if (space == line.npos || line.find(' ', space + 1) != line.npos) {
         bad_file("the merge " + quoted(line) + " is not two tokens");
       }
-      add_merge(line.substr(0, space), line.substr(space + 1), rank++);
+      add_merge(line.substr(0, space), line.substr(space + 1), &reading);
     } else {
-      if (merge.size() != 2) bad_file("merge " + std::to_string(rank) + " is not two tokens");
+      if (merge.size() != 2) bad_file("merge " + std::to_string(reading.rank) + " is not two tokens");
       const json::Value left = *merge.begin();
       const json::Value right = *++merge.begin();
-      add_merge(left.string(), right.string(), rank++);
+      add_merge(left.string(), right.string(), &reading);
     }
   }
 }
 
-void Bpe::add_merge(std::string_view left, std::string_view right, uint32_t rank) {
-  const std::string both = std::string(left) + std::string(right);
-  const std::string_view tokens[] = {left, right, both};
-  Id ids[3];
-  for (int i = 0; i < 3; ++i) {
-    const std::optional<Id> id = vocabulary_.find(tokens[i]);
+void Bpe::add_merge(std::string_view left, std::string_view right, Reading* reading) {
+  reading->both.assign(left).append(right);
+  const auto found = [&](std::string_view token, std::optional<Id> id) {
     if (!id) {
-      bad_file("merge " + std::to_string(rank) + " needs the token " + quoted(tokens[i]) +
+      bad_file("merge " + std::to_string(reading->rank) + " needs the token " + quoted(token) +
                ", which is not in the vocabulary");
     }
-    ids[i] = *id;
-  }
-  merges_.set(pair_key(static_cast<uint32_t>(ids[0]), static_cast<uint32_t>(ids[1])),
-              pair_key(rank, static_cast<uint32_t>(ids[2])));
+    return *id;
+  };
+  const Id first = found(left, vocabulary_.find(left)), second = found(right, vocabulary_.find(right));
+  reading->made = found(reading->both, vocabulary_.find(reading->both, reading->made + 1));
+  merges_.set(pair_key(static_cast<uint32_t>(first), static_cast<uint32_t>(second)),
+              pair_key(reading->rank++, static_cast<uint32_t>(reading->made)));
 }
 
 void Bpe::encode(std::u32string_view word, Scratch* scratch, std::vector<Id>* ids) const {

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "flat_map.h"
-#include "json_document.h"
+#include "../src/json.h"
 #include "vocabulary.h"
 
 namespace shiftadd::text {
@@ -38,10 +38,17 @@ class Bpe {
   const Vocabulary& vocabulary() const { return vocabulary_; }
 
  private:
+  // What reading merges needs from one to the next.
+  struct Reading {
+    uint32_t rank = 0;
+    Id made = -1;      // what the last merge makes: the next one often makes the next token
+    std::string both;  // the two parts as one
+  };
+
   void read_vocabulary(json::Value vocab);
   void read_merges(json::Value merges);
   void read_bytes();
-  void add_merge(std::string_view left, std::string_view right, uint32_t rank);
+  void add_merge(std::string_view left, std::string_view right, Reading* reading);
   void split(std::u32string_view word, Scratch* scratch) const;
   bool push_bytes(char32_t code, Scratch* scratch) const;
   void push(Id id, Scratch* scratch) const;

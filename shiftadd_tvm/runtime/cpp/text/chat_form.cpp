@@ -2,7 +2,7 @@
 
 #include "failure.h"
 #include "unicode.h"
-#include "utf8.h"
+#include "../src/utf8.h"
 
 namespace shiftadd::text {
 

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "json_document.h"
+#include "../src/json.h"
 
 namespace shiftadd::text {
 

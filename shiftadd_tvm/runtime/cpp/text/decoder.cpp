@@ -3,7 +3,7 @@
 #include "failure.h"
 #include "normalizer.h"
 #include "pretokenizer.h"
-#include "utf8.h"
+#include "../src/utf8.h"
 
 namespace shiftadd::text {
 

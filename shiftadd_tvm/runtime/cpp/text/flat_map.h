@@ -30,6 +30,10 @@ class FlatMap {
     }
   }
 
+  void reserve(size_t count) {
+    while (slots_.size() < 2 * count) grow();
+  }
+
   void set(uint64_t key, uint64_t value) {  // a later value replaces an earlier one
     if ((count_ + 1) * 2 > slots_.size()) grow();
     place(key, value);

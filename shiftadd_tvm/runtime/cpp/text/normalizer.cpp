@@ -1,7 +1,7 @@
 #include "normalizer.h"
 
 #include "failure.h"
-#include "utf8.h"
+#include "../src/utf8.h"
 
 namespace shiftadd::text {
 

@@ -3,7 +3,7 @@
 
 #include "failure.h"
 #include "pattern_compiler.h"
-#include "utf8.h"
+#include "../src/utf8.h"
 
 namespace shiftadd::text {
 

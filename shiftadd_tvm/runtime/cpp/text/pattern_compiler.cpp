@@ -3,7 +3,7 @@
 #include <memory>
 
 #include "failure.h"
-#include "utf8.h"
+#include "../src/utf8.h"
 
 namespace shiftadd::text {
 

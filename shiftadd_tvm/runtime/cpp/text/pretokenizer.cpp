@@ -6,7 +6,7 @@
 #include "failure.h"
 #include "normalizer.h"
 #include "unicode.h"
-#include "utf8.h"
+#include "../src/utf8.h"
 
 namespace shiftadd::text {
 

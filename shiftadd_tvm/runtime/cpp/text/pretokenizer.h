@@ -8,7 +8,7 @@
 #include <variant>
 #include <vector>
 
-#include "json_document.h"
+#include "../src/json.h"
 #include "pattern.h"
 
 namespace shiftadd::text {

@@ -10,10 +10,10 @@
 
 #include "chat_form.h"
 #include "failure.h"
-#include "json_document.h"
+#include "../src/json.h"
 #include "stream.h"
 #include "tokenizer.h"
-#include "utf8.h"
+#include "../src/utf8.h"
 
 using shiftadd::internal::guarded;
 using shiftadd::text::ChatForm;

@@ -1,6 +1,6 @@
 #include "stream.h"
 
-#include "utf8.h"
+#include "../src/utf8.h"
 
 namespace shiftadd::text {
 

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "json_document.h"
+#include "../src/json.h"
 #include "vocabulary.h"
 
 namespace shiftadd::text {

@@ -1,7 +1,7 @@
 #include "tokenizer.h"
 
 #include "failure.h"
-#include "utf8.h"
+#include "../src/utf8.h"
 
 namespace shiftadd::text {
 

@@ -1,10 +1,13 @@
 #include "utf8.h"
 
 #include <cstdint>
+#include <cstring>
 
 namespace shiftadd::utf8 {
 
 namespace {
+
+constexpr uint64_t kNoAscii = 0x8080808080808080;  // bits that ASCII has not
 
 struct Lead {
   size_t size;         // of the whole sequence; 0: no sequence begins so
@@ -42,6 +45,12 @@ Decoded decode(std::string_view text, size_t at) {
 size_t first_invalid(std::string_view text) {
   size_t at = 0;
   while (at < text.size()) {
+    uint64_t eight = kNoAscii;  // most of a file is ASCII: pass eight bytes at once
+    if (text.size() - at >= sizeof eight) std::memcpy(&eight, text.data() + at, sizeof eight);
+    if (!(eight & kNoAscii)) {
+      at += sizeof eight;
+      continue;
+    }
     if (static_cast<uint8_t>(text[at]) < 0x80) {
       ++at;
       continue;

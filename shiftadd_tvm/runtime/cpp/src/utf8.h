@@ -1,6 +1,6 @@
 // utf8.h: code points and their bytes.
-#ifndef SHIFTADD_TEXT_UTF8_H_
-#define SHIFTADD_TEXT_UTF8_H_
+#ifndef SHIFTADD_UTF8_H_
+#define SHIFTADD_UTF8_H_
 
 #include <cstddef>
 #include <string>
@@ -31,4 +31,4 @@ std::string repaired(std::string_view text);
 
 }  // namespace shiftadd::utf8
 
-#endif  // SHIFTADD_TEXT_UTF8_H_
+#endif  // SHIFTADD_UTF8_H_
