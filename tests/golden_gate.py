@@ -1,62 +1,81 @@
-"""The golden gate: artifacts of one packed model, run by Python and by a C host on two machines.
+"""The golden gate: artifacts of one packed model, run by Python and by bundles' hosts on two machines.
 
 All are held to the packed model's golden logits by the margin rule of the compile gate, and to one
-another: where the reference's choice is decided, all of them make it.
+another: where the reference's choice is decided, all of them make it. A host is a program of C or C++
+that finds nothing but its bundle: headers, libshiftadd, TVM's runtime.
 """
 
 import platform
-import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from emulation import emulator
 
-from shiftadd_tvm import runtime_libraries
-from shiftadd_tvm.artifact import Artifact
-from shiftadd_tvm.runtime import native_build
-from shiftadd_tvm.verification import RELATIVE, Verification, compare
+from shiftadd_tvm import toolchain
+from shiftadd_tvm.runtime.engine import Engine, Sampling
 
-HOST = Path(__file__).with_name("golden_host.c")
+HERE = Path(__file__).parent
 SYSTEM = Path("/usr/aarch64-linux-gnu")  # where Debian keeps the C and C++ libraries of ARM
 
 Array = np.ndarray
 
 
-def build_host(machine: str, folder: Path) -> Path:
-    """Build libshiftadd and the host for a machine into `folder`, beside TVM's runtime libraries."""
-    folder.mkdir()
-    for name, path in runtime_libraries.find(machine).items():
-        (folder / name).symlink_to(path)
+def build_host(source: str, bundle: Path, machine: str, folder: Path) -> Path:
+    """Build a host of this folder against a bundle for `machine`; zig compiles for another one."""
     here = machine == platform.machine()
-    built = native_build.IN_TREE if here else native_build.build(folder / "built.so", machine)
-    for name in (native_build.LIBRARY, native_build.SONAME):
-        shutil.copyfile(built, folder / name)
-    command = [*native_build.compiler(None if here else machine), "-x", "c", str(HOST), "-x", "none"]
-    command += [f"-I{native_build.SOURCES / 'include'}", str(folder / native_build.LIBRARY)]
-    host = folder / "golden_host"
-    command += ["-Wl,-rpath,$ORIGIN", "-Wl,--allow-shlib-undefined", "-o", str(host)]
+    host = folder / f"{Path(source).stem}-{machine}"
+    language = ("c", "-std=c11") if source.endswith(".c") else ("c++", "-std=c++17")
+    library = bundle / "lib"
+    command = ["c++"] if here else list(toolchain.zig(machine, "c++"))
+    command += ["-x", *language, str(HERE / source), "-x", "none", f"-I{bundle / 'include'}"]
+    command += [f"-L{library}", "-l:libshiftadd.so.0", f"-Wl,-rpath,{library}", "-o", str(host)]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
     return host
 
 
-def run_host(host: Path, machine: str, artifact: Path, ids: Array) -> tuple[Array, Array]:
-    """Return the logits (T, V) of ids (T,) by prefill and token by token, run on `machine`."""
-    given, found = host.with_name("ids"), host.with_name("logits")
-    given.write_bytes(ids.astype("<i4").tobytes())
-    words = [str(host), str(artifact), str(given), str(found)]
+def _run(host: Path, bundle: Path, machine: str, *words: object, given: str = "") -> str:
+    command = [str(host), str(bundle), *map(str, words)]
     if machine != platform.machine():
-        paths = f"LD_LIBRARY_PATH={host.parent}:{SYSTEM / 'lib'}"
-        words = [emulator(machine), "-L", str(SYSTEM), "-E", paths, *words]
-    child = subprocess.run(words, capture_output=True, text=True, check=False)
+        paths = f"LD_LIBRARY_PATH={bundle / 'lib'}:{SYSTEM / 'lib'}"
+        command = [emulator(machine), "-L", str(SYSTEM), "-E", paths, *command]
+    child = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
+    return child.stdout
+
+
+def run_host(host: Path, bundle: Path, machine: str, ids: Array) -> tuple[Array, Array]:
+    """Return the logits (T, V) of ids (T,) by prefill and token by token, run on `machine`."""
+    given, found = host.with_suffix(".ids"), host.with_suffix(".logits")
+    given.write_bytes(ids.astype("<i4").tobytes())
+    _run(host, bundle, machine, given, found)
     logits = np.fromfile(found, "<f4").reshape(2, len(ids), -1)
     return logits[0], logits[1]
 
 
-def held(artifact: Path, tokens: int, found: tuple[Array, Array]) -> list[Verification]:
-    """Compare with the golden logits of the first prompt's first tokens."""
-    opened = Artifact(artifact)
-    _, golden = opened.golden()
-    return [compare(golden[0, :tokens], f, RELATIVE[opened.activations()]) for f in found]
+def host_tokens(
+    host: Path, bundle: Path, prompts: Sequence[str], count: int, sampling: Sampling
+) -> list[list[int]]:
+    """Return each prompt's ids and `count` new tokens, tokenized and drawn by a host on this machine."""
+    chosen = (sampling.temperature, sampling.top_k, sampling.top_p)
+    words = (count, *chosen, sampling.repetition_penalty, sampling.seed)
+    lines = "".join(f"{prompt}\n" for prompt in prompts)
+    said = _run(host, bundle, platform.machine(), *words, given=lines)
+    return [[int(word) for word in line.split()] for line in said.splitlines()]
+
+
+def python_tokens(
+    engine: Engine, prompts: Sequence[Sequence[int]], count: int, sampling: Sampling
+) -> list[list[int]]:
+    """Return each prompt's ids and `count` new tokens, by Python's loop; nothing ends a text early."""
+    rows = []
+    for ids in prompts:
+        session = engine.session()
+        session.prefill(ids)
+        for step in range(count):
+            token = session.sample(sampling, step)
+            session.decode(token)
+        rows.append(session.tokens)
+    return rows

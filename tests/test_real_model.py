@@ -7,12 +7,14 @@ what a user sees. It takes a few minutes; nothing here is skipped.
 import functools
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import golden_gate
 import numpy as np
 import pytest
 
@@ -20,12 +22,14 @@ from shiftadd_tvm.artifact import Artifact
 from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.reference import ReferenceModel
-from shiftadd_tvm.runtime.engine import Engine
-from shiftadd_tvm.verification import RELATIVE, compare
+from shiftadd_tvm.runtime.engine import Engine, Sampling
+from shiftadd_tvm.verification import RELATIVE, compare, run_golden
 
 ROOT = Path(__file__).parent.parent
 MB = 1 << 20
 ACTIVATIONS = "int16"  # what `compile` chooses
+EMULATED = "aarch64"
+TOKENS = 6  # of the golden gate: emulated, each takes seconds
 PROMPTS = (
     "The capital of France is",
     "Once upon a time, in a village by the sea,",
@@ -128,12 +132,12 @@ def packed(pack: Pack) -> Path:
 
 @pytest.fixture(scope="module")
 def build(pack: Pack) -> Pack:
-    """Compiles a model for this machine by its name, once; the gate has passed."""
+    """Compiles a model for this machine by its name, once, as a bundle; the gate has passed."""
 
     @functools.cache
     def compiled(name: str) -> Path:
         output = pack(name).with_name("artifact")
-        report, _ = run("compile", str(pack(name)), "-o", str(output))
+        report, _ = run("compile", str(pack(name)), "--bundle", "-o", str(output))
         assert json.loads((output / "manifest.json").read_text())["verified"] is True
         assert Artifact(output).activations() == ACTIVATIONS
         assert report["kernels"]["tuned"] + report["kernels"]["scheduled"] > 0  # type: ignore[index]
@@ -222,6 +226,39 @@ def _greedy(session: object, ids: list[int], count: int) -> list[int]:
         tokens.append(int(logits[0].argmax()))
         logits = session.decode(tokens[-1])  # type: ignore[attr-defined]
     return tokens
+
+
+def test_golden_gate_on_two_machines(packed: Path, artifact: Path, tmp_path: Path) -> None:
+    """Python, a C host here and the same one on emulated ARM: logits and decided tokens agree.
+
+    Both hosts are built against their bundle, and find nothing else of ours.
+    """
+    emulated = packed.with_name("emulated")
+    run("compile", str(packed), "--target", "arm", "--bundle", "-o", str(emulated))
+    ids, golden = (array[:1, :TOKENS] for array in Artifact(artifact).golden())
+    found = {"Python": [logits[0] for logits in run_golden(Artifact(artifact), ids)]}
+    for machine, bundle in ((platform.machine(), artifact), (EMULATED, emulated)):
+        host = golden_gate.build_host("golden_host.c", bundle, machine, tmp_path)
+        found[machine] = list(golden_gate.run_host(host, bundle, machine, ids[0]))
+    relative = RELATIVE[ACTIVATIONS]
+    for name, runs in found.items():
+        for logits in runs:
+            held = compare(golden[0], logits, relative)
+            assert held.passed and held.tokens_compared >= TOKENS // 2, (name, held)
+            for other in found["Python"]:
+                assert compare(other, logits, relative).passed, name
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.8, 40, 0.95, 1.1, seed=7)])
+def test_cpp_draws_the_tokens_that_python_draws(
+    artifact: Path, sampling: Sampling, tmp_path: Path
+) -> None:
+    """64 tokens on 8 prompts, through the bundle's own library and tokenizer: identical."""
+    prompts = [_encode(artifact, prompt) for prompt in PROMPTS]
+    expected = golden_gate.python_tokens(Engine(artifact, threads=1), prompts, 64, sampling)
+    assert len({tuple(row[-64:]) for row in expected}) == len(PROMPTS)
+    host = golden_gate.build_host("token_host.cpp", artifact, platform.machine(), tmp_path)
+    assert golden_gate.host_tokens(host, artifact, PROMPTS, 64, sampling) == expected
 
 
 def test_decode_and_prefill_agree_over_many_pages(artifact: Path, text: Path) -> None:
