@@ -239,12 +239,11 @@ class Artifact:
                 f"machine is {cpu.machine()}; compile it with a --target that runs here."
             )
         if isinstance(device := target.get("device"), str):
-            # a machine that lacks nothing lacks our engine, which runs processors only, so far
-            lacking = driver.lacks(device) or "a libshiftadd that runs GPUs, which is not made yet"
-            raise UnsupportedError(
-                f"{self.path} is compiled for {target.get('preset')}, this machine lacks {lacking}; "
-                "compile it with a --target that runs here (shiftadd-tvm targets)."
-            )
+            if lacking := driver.lacks(device):
+                raise UnsupportedError(
+                    f"{self.path} is compiled for {target.get('preset')}, this machine lacks {lacking}; "
+                    "compile it with a --target that runs here (shiftadd-tvm targets)."
+                )
         missing = sorted(set(needed if isinstance(needed, list) else []) - cpu.features())
         if missing:
             raise UnsupportedError(

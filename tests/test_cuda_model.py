@@ -16,7 +16,7 @@ from shiftadd_tvm.artifact import LIBRARY, Artifact
 from shiftadd_tvm.compile_settings import CompileSettings
 from shiftadd_tvm.compiler import CompileReport, compile_model
 from shiftadd_tvm.cuda import codegen, driver, nvrtc, toolkit
-from shiftadd_tvm.errors import OutputError, UnsupportedError, UsageError
+from shiftadd_tvm.errors import OutputError, ShiftAddError, UnsupportedError, UsageError
 from shiftadd_tvm.packed import open_packed
 
 PRESETS = [name for name, preset in backend.presets().items() if preset.device]
@@ -69,24 +69,35 @@ def test_it_holds_machine_code(built: Built) -> None:
 
 
 def test_it_reproduces_the_packed_model_on_the_emulated_gpu(built: Built) -> None:
-    """By prefill and token by token: the same rule as on processors."""
-    child = built.run(str(Path(__file__).with_name("cuda_engine.py")), str(built.artifact))
+    """By libshiftadd, with prefill and token by token: the same rule as on processors."""
+    child = built.run("-m", "shiftadd_tvm", "verify", "--json", str(built.artifact))
     assert child.returncode == 0, child.stderr
-    for passed, compared, _ in json.loads(child.stdout.splitlines()[-1]):
-        assert passed and compared > 0
+    found = json.loads(child.stdout)
+    assert found["tokens_equal"] and found["max_logit_error"] > 0
+    assert Artifact(built.artifact).manifest["verified"] is True
+
+
+def test_sequences_on_the_emulated_gpu(built: Built) -> None:
+    child = built.run(str(Path(__file__).with_name("cuda_sessions.py")), str(built.artifact))
+    assert (child.returncode, child.stdout) == (0, "equal\n"), child.stderr
+
+
+LACKS = "this machine lacks a GPU"
 
 
 @pytest.mark.parametrize(
-    ("gpu", "sentence"),
+    ("gpu", "error", "sentence"),
     [
-        ({"ARCH": 80}, "this machine lacks a GPU for sm_90 (this one is emulated GPU, sm_80)"),
-        ({"GPUS": 0}, "this machine lacks a GPU that the CUDA driver knows"),
-        ({}, "this machine lacks a libshiftadd that runs GPUs, which is not made yet"),
+        ({"ARCH": 80}, UnsupportedError, f"{LACKS} for sm_90 (this one is sm_80)"),
+        ({"GPUS": 0}, UnsupportedError, f"{LACKS} that the CUDA driver knows"),
+        ({"MEMORY": 100_000}, UsageError, "out of memory; load a smaller model, or fewer sequences."),
     ],
 )
-def test_what_cannot_run_says_so(gpu: dict[str, Any], sentence: str, built: Built) -> None:
-    child = built.run("-m", "shiftadd_tvm", "verify", str(built.artifact), **gpu)
-    assert child.returncode == UnsupportedError.exit_code
+def test_what_cannot_run_says_so(
+    gpu: dict[str, Any], error: type[ShiftAddError], sentence: str, built: Built
+) -> None:
+    child = built.run("-m", "shiftadd_tvm", "run", str(built.artifact), "--prompt", "c", **gpu)
+    assert child.returncode == error.exit_code
     assert sentence in " ".join(child.stderr.split()) and "Traceback" not in child.stderr
 
 

@@ -58,6 +58,8 @@ class Model:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
         self.check_kind(self.artifact)
         native.load_runtime()
+        if "device" in self.artifact.section("target"):
+            native.load_cuda()
         params = native.ModelParams(threads=threads or 0, sequences=sequences)
         path = str(self.artifact.path).encode()
         self.handle = native.create("model_load", path, ctypes.byref(params))

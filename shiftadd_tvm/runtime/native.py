@@ -1,5 +1,6 @@
 """The C ABI of libshiftadd (cpp/include/shiftadd/shiftadd.h) for ctypes; `engine.py` builds on it."""
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from shiftadd_tvm.cuda import toolkit
 from shiftadd_tvm.errors import BadFileError, ShiftAddError, UnsupportedError, UsageError
 from shiftadd_tvm.runtime import library as tvm_library
 
@@ -161,6 +163,20 @@ def load_runtime() -> None:
     found = [Path(f) / "lib" / "libtvm_ffi.so" for f in folders]
     ffi = next((str(path).encode() for path in found if path.is_file()), None)
     call("load_runtime", str(runtime).encode(), ffi)
+
+
+@functools.cache
+def load_cuda() -> None:
+    """Load CUDA's runtime, which TVM's runtime for CUDA is linked to, where it is found.
+
+    The loader's own comes first; Python's package of it lies where the loader does not look. Without
+    any, libshiftadd says what it misses.
+    """
+    for place in (toolkit.RUNTIME, toolkit.find_runtime()):
+        with contextlib.suppress(OSError):
+            if place is not None:
+                ctypes.CDLL(str(place), mode=ctypes.RTLD_GLOBAL)
+                return
 
 
 def call(name: str, *arguments: Any) -> None:

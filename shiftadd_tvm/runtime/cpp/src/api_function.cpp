@@ -116,7 +116,9 @@ shiftadd_status shiftadd_call(shiftadd_model* model, const char* function, const
       std::vector<Named> arguments;
       for (size_t i = 0; i < tensors.size(); ++i) arguments.push_back({signature.inputs[i].name, tensors[i]});
       try {
-        outputs = output_tensors(signature, m.machine().call(signature, arguments));
+        for (const Object& one : output_tensors(signature, m.machine().call(signature, arguments))) {
+          outputs.push_back(m.machine().memory().download(one));
+        }
       } catch (const TvmError& error) {
         fail(SHIFTADD_ERROR_INTERNAL, "Function " + quoted(signature.name) + " failed: " + error.message + ".");
       }

@@ -153,6 +153,7 @@ shiftadd_status shiftadd_logits(shiftadd_session* session, const float** logits,
 shiftadd_status shiftadd_logits_result(shiftadd_session* session, shiftadd_result** result) {
   return with(session, true, [&](Session& s) {
     require(result, "result");
+    s.logits();  // from now on in the machine's memory
     *result = new shiftadd_result{session->session.shared_model(), s.model().function("logits"), {s.logits_row()}};
   });
 }

@@ -1,13 +1,12 @@
 #include "cache.h"
 
-#include <cstring>
-
 #include "failure.h"
 #include "tensors.h"
 
 namespace shiftadd::internal {
 
-Cache::Cache(const Signature& function, const Decoder& decoder, int32_t sequences) {
+Cache::Cache(const Signature& function, const Decoder& decoder, int32_t sequences, const Memory& memory)
+    : memory_(memory) {
   const int64_t width = (int64_t{decoder.context} + decoder.page - 1) / decoder.page;
   if (width * sequences > INT32_MAX) {
     misuse("A cache of " + std::to_string(sequences) + " sequences has too many pages; load the model with fewer.");
@@ -20,7 +19,7 @@ Cache::Cache(const Signature& function, const Decoder& decoder, int32_t sequence
     shape[axis] = pages_;
     const std::vector<int64_t> before(shape.begin(), shape.begin() + axis), after(shape.begin() + axis + 1, shape.end());
     const size_t parts = tensor_bytes(*input.type, before) / input.type->bytes;
-    tensors_.push_back({input.name, reserved_tensor(*input.type, shape), parts, tensor_bytes(*input.type, after)});
+    tensors_.push_back({input.name, memory_.zeros(*input.type, shape), parts, tensor_bytes(*input.type, after)});
   }
 }
 
@@ -44,9 +43,9 @@ int32_t Cache::take() {
 int32_t Cache::copy(int32_t page) {
   const int32_t own = take();
   for (const Tensor& cached : tensors_) {
-    char* part = static_cast<char*>(cached.tensor.tensor().data);
-    for (size_t i = 0; i < cached.parts; ++i, part += cached.bytes * pages_) {
-      std::memcpy(part + cached.bytes * own, part + cached.bytes * page, cached.bytes);
+    for (size_t i = 0; i < cached.parts; ++i) {
+      const size_t part = i * cached.bytes * pages_;
+      memory_.copy_within(cached.tensor, part + cached.bytes * own, part + cached.bytes * page, cached.bytes);
     }
   }
   return own;

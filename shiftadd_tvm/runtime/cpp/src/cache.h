@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "manifest.h"
+#include "memory.h"
 #include "tvm.h"
 
 namespace shiftadd::internal {
@@ -15,8 +16,8 @@ namespace shiftadd::internal {
 class Cache {
  public:
   // As many pages as `sequences` full contexts need, of every tensor that `function` (a decode step)
-  // reads pages of. Failure no memory.
-  Cache(const Signature& function, const Decoder& decoder, int32_t sequences);
+  // reads pages of, in `memory`. Failure no memory.
+  Cache(const Signature& function, const Decoder& decoder, int32_t sequences, const Memory& memory);
 
   // The tensors, by the names of the inputs that take them.
   struct Tensor {
@@ -35,6 +36,7 @@ class Cache {
   int32_t free_pages() const;
 
  private:
+  const Memory memory_;
   int32_t pages_;
   std::vector<Tensor> tensors_;
   mutable std::mutex mutex_;

@@ -9,7 +9,8 @@
 namespace shiftadd::internal {
 namespace {
 
-constexpr int64_t kCpu = 1, kDevice = 0, kPooled = 2;  // DLPack's kDLCPU, its number, TVM's allocator
+constexpr int64_t kNumber = 0, kPooled = 2;  // of the device; TVM's allocator
+constexpr size_t kSmall = 4096;              // bytes of an input whose content is compared
 constexpr char kSpins[] = "4000";  // yields of an idle thread before it sleeps: about two milliseconds
 
 Object get_function(const Object& module, const std::string& name) {
@@ -29,8 +30,10 @@ int create_pool(int threads) {
 
 }  // namespace
 
-Machine::Machine(std::shared_ptr<Artifact> artifact, int threads) : artifact_(std::move(artifact)) {
+Machine::Machine(std::shared_ptr<Artifact> artifact, int threads)
+    : artifact_(std::move(artifact)), memory_(artifact_->manifest().device().empty() ? kHost : DLDevice{kDLCUDA, 0}) {
   tvm();  // a missing runtime is told before a thread is asked
+  if (!memory_.is_host()) load_cuda();
   run([&] { open(threads); });
 }
 
@@ -38,6 +41,7 @@ Machine::~Machine() {
   // the thread that made them lets go of them, in this order: the library's code goes last
   run([this] {
     functions_.clear();
+    staged_.clear();
     parameters_ = machine_ = module_ = Object();
   });
 }
@@ -51,7 +55,9 @@ void Machine::open(int threads) {
     if (!load) manifest.bad(std::string(kLibrary) + " holds no virtual machine");
     machine_ = shiftadd::internal::call(load, {});
     const Object start = get_function(machine_, "vm_initialization");
-    shiftadd::internal::call(start, {kCpu, kDevice, kPooled});
+    std::vector<Argument> devices = {int64_t{memory_.device().device_type}, kNumber, kPooled};
+    if (!memory_.is_host()) devices.insert(devices.end(), {int64_t{kDLCPU}, kNumber, kPooled});
+    shiftadd::internal::call(start, devices);
     for (const Signature& function : manifest.functions()) {
       const Object found = get_function(machine_, function.name);
       if (!found) manifest.bad(std::string(kLibrary) + " has no function " + quoted(function.name));
@@ -67,13 +73,37 @@ void Machine::bundle_parameters() {
   const std::vector<TensorSpec>& specs = artifact_->manifest().parameters();
   std::vector<Object> tensors;
   for (size_t i = 0; i < specs.size(); ++i) {
-    tensors.push_back(view_tensor(artifact_, artifact_->parameters()[i], *specs[i].type, specs[i].shape));
+    const Object mapped = view_tensor(artifact_, artifact_->parameters()[i], *specs[i].type, specs[i].shape);
+    tensors.push_back(memory_.upload(mapped));
   }
   parameters_ = shiftadd::internal::call(global_function("ffi.Array"), {tensors.begin(), tensors.end()});
 }
 
+// An input where the functions read it. A step's inputs are small, and mostly those of the step before.
+Object Machine::placed(const std::string& name, const Object& given) {
+  const DLTensor& from = given.tensor();
+  if (from.device.device_type == memory_.device().device_type) return given;
+  const std::vector<int64_t> shape(from.shape, from.shape + from.ndim);
+  const size_t bytes = tensor_bytes(*element_type(from.dtype), shape);
+  const char* data = static_cast<const char*>(from.data) + from.byte_offset;
+  const std::vector<char> content(data, data + (bytes <= kSmall ? bytes : 0));
+  Staged& staged = staged_[name];
+  const bool fits = staged.tensor && element_type(staged.tensor.tensor().dtype) == element_type(from.dtype) &&
+                    std::vector<int64_t>(staged.tensor.tensor().shape,
+                                         staged.tensor.tensor().shape + staged.tensor.tensor().ndim) == shape;
+  if (!fits) {
+    staged = {};
+    staged = {memory_.upload(given), content};
+  } else if (bytes > kSmall || staged.content != content) {
+    memory_.write(staged.tensor, data, bytes);
+    staged.content = content;
+  }
+  return staged.tensor;
+}
+
 Object Machine::call(const Signature& function, const std::vector<Named>& arguments) {
-  std::vector<Argument> ordered;
+  std::vector<const Named*> found_all;
+  std::vector<Object> held;
   for (const TensorSpec& input : function.inputs) {
     const Named* found = nullptr;
     for (const Named& argument : arguments) {
@@ -83,10 +113,12 @@ Object Machine::call(const Signature& function, const std::vector<Named>& argume
       fail(SHIFTADD_ERROR_UNSUPPORTED, "Function " + quoted(function.name) + " has an input " + quoted(input.name) +
                                            ", which this version does not know; use the version that compiled it.");
     }
-    ordered.push_back(found->tensor);
+    found_all.push_back(found);
   }
-  if (function.parameters) ordered.push_back(parameters_);
   try {
+    for (const Named* found : found_all) held.push_back(placed(std::string(found->name), found->tensor));
+    if (function.parameters) held.push_back(parameters_);
+    const std::vector<Argument> ordered(held.begin(), held.end());
     return shiftadd::internal::call(functions_.at(function.name), ordered);
   } catch (const TvmError& error) {
     fail(SHIFTADD_ERROR_INTERNAL, "Function " + quoted(function.name) + " failed: " + error.message + ".");

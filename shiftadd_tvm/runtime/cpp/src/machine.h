@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "artifact.h"
+#include "memory.h"
 #include "tvm.h"
 #include "worker.h"
 
@@ -27,20 +28,31 @@ class Machine {
   // Run something on the thread that makes all calls; only there may call() be called.
   void run(const std::function<void()>& work) { worker_.run(work); }
 
-  // Call a function with arguments found by their names; the parameters are added where it takes them.
+  // Call a function with arguments found by their names; the parameters are added where it takes them, and
+  // what lies in the machine's memory is copied to the GPU where that is what computes.
   // Failure internal for what a kernel raises, bad file for an input that is not among `arguments`.
   Object call(const Signature& function, const std::vector<Named>& arguments);
 
   int threads() const { return threads_; }
+  const Memory& memory() const { return memory_; }  // where the functions' tensors lie
 
  private:
+  // The last input of that name that was copied to the GPU: it is written again where it changes.
+  struct Staged {
+    Object tensor;
+    std::vector<char> content;  // of small ones
+  };
+
   void open(int threads);
   void bundle_parameters();
+  Object placed(const std::string& name, const Object& given);
 
   std::shared_ptr<Artifact> artifact_;
+  Memory memory_;
   int threads_ = 0;
   Object module_, machine_, parameters_;
   std::map<std::string_view, Object> functions_;
+  std::map<std::string, Staged> staged_;
   Worker worker_;  // last, so that it ends first
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "failure.h"
+#include "gpu.h"
 #include "processor.h"
 
 namespace shiftadd::internal {
@@ -264,6 +265,14 @@ json::Value Manifest::at(std::string_view path) const {
   return value;
 }
 
+std::string Manifest::device() const {
+  const json::Value device = at("target.device");
+  if (!device) return "";
+  const std::string name(device.is(json::Kind::kString) ? device.string() : "");
+  if (name.rfind("sm_", 0) != 0) bad("target.device is " + shown(device));
+  return name;
+}
+
 void Manifest::check_machine() const {
   const json::Value needed = at("target.machine"), features = at("target.features");
   if (!needed.is(json::Kind::kString) || !features.is(json::Kind::kArray)) {
@@ -274,10 +283,10 @@ void Manifest::check_machine() const {
          path_ + " is compiled for " + quoted(needed.string()) + " (" + shown(at("target.preset")) +
              "), this machine is " + std::string(machine()) + "; compile it with a --target that runs here.");
   }
-  if (at("target.device")) {
-    fail(SHIFTADD_ERROR_UNSUPPORTED,
-         path_ + " is compiled for a GPU (" + shown(at("target.preset")) +
-             "), which this version of libshiftadd cannot run; compile it with a --target for a processor.");
+  const std::string lacking = device().empty() ? "" : gpu_lacks(device());
+  if (!lacking.empty()) {
+    fail(SHIFTADD_ERROR_UNSUPPORTED, path_ + " is compiled for " + shown(at("target.preset")) + ", this machine lacks " +
+                                         lacking + "; compile it with a --target that runs here.");
   }
   std::string missing;
   for (const json::Value feature : features) {

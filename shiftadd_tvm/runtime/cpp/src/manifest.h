@@ -65,6 +65,9 @@ class Manifest {
   const std::vector<Signature>& functions() const { return functions_; }
   const std::map<std::string, FileRecord>& files() const { return files_; }
 
+  // The architecture of the GPU that computes, such as "sm_90"; "": the processor does.
+  std::string device() const;
+
   // The function of that name, or nullptr.
   const Signature* function(std::string_view name) const;
 

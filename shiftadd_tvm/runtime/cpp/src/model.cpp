@@ -29,7 +29,7 @@ Model::Model(const std::string& path, const shiftadd_model_params& params) {
   check_range("sequences", params.sequences, 1, kMaxSequences);
   artifact_ = std::make_shared<Artifact>(open_files(path), params.check_hashes != 0);
   machine_ = std::make_unique<Machine>(artifact_, params.threads ? params.threads : usable_processors());
-  if (manifest().is_decoder()) cache_.emplace(function("decode_b1"), decoder(), params.sequences);
+  if (manifest().is_decoder()) cache_.emplace(function("decode_b1"), decoder(), params.sequences, machine_->memory());
   for (const Signature& signature : manifest().functions()) {
     Shown& one = shown_.emplace_back();
     std::transform(signature.inputs.begin(), signature.inputs.end(), std::back_inserter(one.inputs), shown_tensor);

@@ -14,15 +14,6 @@ const float* row_of(const Object& tensor, size_t row) {
   return reinterpret_cast<const float*>(static_cast<const char*>(d.data) + d.byte_offset) + row * d.shape[1];
 }
 
-// Rows [begin, begin + count) of a float32 tensor (n, width): a view where kernels may load from it.
-Object rows_of(const Object& tensor, size_t begin, size_t count) {
-  const ElementType& type = *element_type(SHIFTADD_FLOAT32);
-  const std::vector<int64_t> shape = {static_cast<int64_t>(count), tensor.tensor().shape[1]};
-  const float* data = row_of(tensor, begin);
-  if (reinterpret_cast<uintptr_t>(data) % kAlignment != 0) return copied_tensor(data, type, shape);
-  return view_tensor(std::make_shared<Object>(tensor), data, type, shape);
-}
-
 // Check what a function gave: its kernels may be another model's.
 const Object& checked_rows(const Object& result, size_t rows, int64_t width, const char* name) {
   const bool fits = result.is(kTVMFFITensor) && result.tensor().ndim == 2 &&
@@ -38,7 +29,7 @@ const Object& checked_rows(const Object& result, size_t rows, int64_t width, con
 }  // namespace
 
 Session::Session(const Session& other)
-    : model_(other.model_), tokens_(other.tokens_), logits_owner_(other.logits_owner_), logits_(other.logits_) {
+    : model_(other.model_), tokens_(other.tokens_), logits_owner_(other.logits_owner_), logits_row_(other.logits_row_) {
   const size_t page = model_->decoder().page;
   const size_t held = (tokens_.size() + page - 1) / page;
   pages_.assign(other.pages_.begin(), other.pages_.begin() + held);
@@ -55,7 +46,6 @@ void Session::truncate(size_t length) {
   if (length == tokens_.size()) return;
   tokens_.resize(length);
   logits_owner_ = Object();
-  logits_ = nullptr;
 }
 
 void Session::reset() {
@@ -101,14 +91,20 @@ std::vector<int32_t> Session::table() const {
 }
 
 void Session::keep_logits(Object owner, size_t row) {
-  logits_ = row_of(owner, row);
+  logits_row_ = row;
   logits_owner_ = std::move(owner);
 }
 
 Object Session::logits_row() const {
-  if (!logits_) misuse("The session has no logits; prefill or decode first.");
-  const size_t row = static_cast<size_t>(logits_ - row_of(logits_owner_, 0)) / model_->decoder().vocabulary;
-  return rows_of(logits_owner_, row, 1);
+  if (!logits_owner_) misuse("The session has no logits; prefill or decode first.");
+  return model_->machine().memory().rows(logits_owner_, logits_row_, 1);
+}
+
+const float* Session::logits() {
+  if (!logits_owner_) return nullptr;
+  const Memory& memory = model_->machine().memory();
+  if (!memory.is_host()) keep_logits(memory.download(logits_row()), 0);
+  return row_of(logits_owner_, logits_row_);
 }
 
 // Call a decode function or prefill; on the model's thread.
@@ -167,9 +163,8 @@ void Session::append(const int32_t* tokens, size_t count, bool last, const OnLog
     checked_rows(hidden, count, -1, "prefill");
     tokens_.insert(tokens_.end(), tokens, tokens + count);
     logits_owner_ = Object();
-    logits_ = nullptr;
     if (on_logits || !last) return;
-    Object logits = machine.call(model_->function("logits"), {{"x", rows_of(hidden, count - 1, 1)}});
+    Object logits = machine.call(model_->function("logits"), {{"x", machine.memory().rows(hidden, count - 1, 1)}});
     keep_logits(checked_rows(logits, 1, model_->decoder().vocabulary, "logits"), 0);
   });
   if (on_logits) score(hidden, count, on_logits);
@@ -183,9 +178,10 @@ void Session::score(const Object& hidden, size_t count, const OnLogits& on_logit
     const size_t rows = std::min(most, count - begin);
     Object logits;
     model_->machine().run([&] {
-      const Object x = rows_of(hidden, begin, rows);
-      logits = model_->machine().call(model_->function("logits"), {{"x", x}});
-      checked_rows(logits, rows, decoder.vocabulary, "logits");
+      Machine& machine = model_->machine();
+      const Object x = machine.memory().rows(hidden, begin, rows);
+      logits = machine.call(model_->function("logits"), {{"x", x}});
+      logits = machine.memory().download(checked_rows(logits, rows, decoder.vocabulary, "logits"));
     });
     keep_logits(logits, rows - 1);
     if (!on_logits(row_of(logits, 0), rows)) fail(SHIFTADD_CANCELLED, "The callback ended the call.");
@@ -257,14 +253,15 @@ int32_t Session::draw(const shiftadd_sampling& s, int32_t step) {
   const bool one = drawn.is(kTVMFFITensor) && drawn.tensor().ndim == 1 && drawn.tensor().shape[0] == 1 &&
                    element_type(drawn.tensor().dtype) == element_type(SHIFTADD_INT32);
   if (!one) fail(SHIFTADD_ERROR_INTERNAL, "Function sample gave something else than a token.");
-  const DLTensor& d = drawn.tensor();
+  const Object read = model_->machine().memory().download(drawn);
+  const DLTensor& d = read.tensor();
   return *reinterpret_cast<const int32_t*>(static_cast<const char*>(d.data) + d.byte_offset);
 }
 
 int32_t Session::sample(const shiftadd_sampling& sampling, int32_t step) {
   check_sampling(sampling);
   if (step < 0) misuse("step is " + std::to_string(step) + ", expected 0 or more.");
-  if (!logits_) misuse("The session has no logits; prefill or decode first.");
+  if (!logits_owner_) misuse("The session has no logits; prefill or decode first.");
   int32_t token = 0;
   model_->machine().run([&] { token = draw(sampling, step); });
   return token;

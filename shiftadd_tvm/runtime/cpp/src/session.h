@@ -24,7 +24,7 @@ class Session {
   Model& model() const { return *model_; }
   const std::shared_ptr<Model>& shared_model() const { return model_; }
   const std::vector<int32_t>& tokens() const { return tokens_; }
-  const float* logits() const { return logits_; }  // nullptr: none
+  const float* logits();      // in the machine's memory; nullptr: none
   Object logits_row() const;  // float32 [1, vocabulary], aligned; Failure usage where there is none
   void truncate(size_t length);
   void reset();
@@ -63,7 +63,7 @@ class Session {
   std::shared_ptr<Model> model_;
   std::vector<int32_t> tokens_, pages_;
   Object logits_owner_;
-  const float* logits_ = nullptr;
+  size_t logits_row_ = 0;
   std::atomic<bool> cancelled_{false};
   std::atomic<std::thread::id> user_{};
 };

@@ -30,7 +30,7 @@ size_t tensor_bytes(const ElementType& type, const std::vector<int64_t>& shape) 
 }
 
 Object view_tensor(std::shared_ptr<const void> owner, const void* data, const ElementType& type,
-                   const std::vector<int64_t>& shape) {
+                   const std::vector<int64_t>& shape, DLDevice device, size_t alignment) {
   auto holder = std::make_unique<Holder>();
   holder->shape = shape;
   holder->owner = std::move(owner);
@@ -38,12 +38,12 @@ Object view_tensor(std::shared_ptr<const void> owner, const void* data, const El
   holder->managed.deleter = release;
   DLTensor& tensor = holder->managed.dl_tensor;
   tensor.data = const_cast<void*>(data);  // parameters are mapped read-only: no kernel writes them
-  tensor.device = {kDLCPU, 0};
+  tensor.device = device;
   tensor.ndim = static_cast<int32_t>(holder->shape.size());
   tensor.dtype = type.dlpack;
   tensor.shape = holder->shape.data();
   TVMFFIObjectHandle handle = nullptr;
-  if (tvm().tensor_from_dlpack(&holder->managed, kAlignment, 1, &handle) != 0) {
+  if (tvm().tensor_from_dlpack(&holder->managed, static_cast<int32_t>(alignment), 1, &handle) != 0) {
     fail(SHIFTADD_ERROR_INTERNAL, "TVM refuses a tensor; please report it.");
   }
   holder.release();  // the tensor's from here on
@@ -67,7 +67,7 @@ Object copied_tensor(const void* data, const ElementType& type, const std::vecto
   const size_t padded = (bytes + kAlignment) / kAlignment * kAlignment;  // never 0
   std::shared_ptr<void> owner(std::aligned_alloc(kAlignment, padded), std::free);
   if (!owner) throw std::bad_alloc();
-  if (bytes > 0) std::memcpy(owner.get(), data, bytes);
+  if (data && bytes > 0) std::memcpy(owner.get(), data, bytes);
   return view_tensor(owner, owner.get(), type, shape);
 }
 

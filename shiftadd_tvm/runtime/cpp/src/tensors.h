@@ -10,14 +10,15 @@
 
 namespace shiftadd::internal {
 
-// A tensor over `data`, which begins at a multiple of kAlignment and lives as long as `owner`.
+// A tensor over `data` of a device, which begins at a multiple of `alignment` (64 for what kernels read)
+// and lives as long as `owner`.
 Object view_tensor(std::shared_ptr<const void> owner, const void* data, const ElementType& type,
-                   const std::vector<int64_t>& shape);
+                   const std::vector<int64_t>& shape, DLDevice device = {kDLCPU, 0}, size_t alignment = 64);
 
 // Zeros of this shape on pages of their own: aligned, and without memory until they are touched.
 Object reserved_tensor(const ElementType& type, const std::vector<int64_t>& shape);
 
-// A copy of `data`, aligned.
+// A copy of `data`, aligned; unwritten memory for nullptr.
 Object copied_tensor(const void* data, const ElementType& type, const std::vector<int64_t>& shape);
 
 // The bytes of a dense tensor.

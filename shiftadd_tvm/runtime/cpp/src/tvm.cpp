@@ -21,10 +21,17 @@ const Tvm* open_libraries(const std::string&, const std::string&) {
   return &kLinked;
 }
 
+void open_cuda() {
+  fail(SHIFTADD_ERROR_UNSUPPORTED, "This program has TVM's runtime linked in, which is without CUDA; use libshiftadd.so.");
+}
+
 #else
 
 constexpr char kRuntime[] = "libtvm_runtime.so";
+constexpr char kCuda[] = "libtvm_runtime_cuda.so";
 constexpr char kFfi[] = "libtvm_ffi.so";
+
+std::string runtime_folder;  // where the runtime was found; "" where by name
 
 // The folder of a path, with its last slash; "" where it has none.
 std::string folder_of(const std::string& path) { return path.substr(0, path.rfind('/') + 1); }
@@ -35,16 +42,34 @@ std::string own_folder() {
   return dladdr(&mutex, &found) && found.dli_fname ? folder_of(found.dli_fname) : std::string();
 }
 
+struct Opened {
+  void* handle;
+  std::string path;
+};
+
 // Open a library for all: the compiled model looks its functions up among them.
-void* open_library(const std::vector<std::string>& candidates) {
+Opened open_library(const std::vector<std::string>& candidates, const std::string& what, const std::string& remedy) {
   std::string reasons;
   for (const std::string& candidate : candidates) {
-    if (void* handle = dlopen(candidate.c_str(), RTLD_NOW | RTLD_GLOBAL)) return handle;
+    if (void* handle = dlopen(candidate.c_str(), RTLD_NOW | RTLD_GLOBAL)) return {handle, candidate};
     const char* reason = dlerror();
     reasons += (reasons.empty() ? "" : "; ") + quoted(reason ? reason : candidate);
   }
-  fail(SHIFTADD_ERROR_UNSUPPORTED, "TVM's runtime cannot be loaded (" + reasons + "); put " + kRuntime + " and " + kFfi +
-                                       " beside libshiftadd, or call shiftadd_load_runtime with their paths.");
+  fail(SHIFTADD_ERROR_UNSUPPORTED, what + " cannot be loaded (" + reasons + "); " + remedy);
+}
+
+void* open_runtime(const std::vector<std::string>& candidates) {
+  const Opened opened = open_library(candidates, "TVM's runtime",
+                                     std::string("put ") + kRuntime + " and " + kFfi +
+                                         " beside libshiftadd, or call shiftadd_load_runtime with their paths.");
+  runtime_folder = folder_of(opened.path);
+  return opened.handle;
+}
+
+void open_cuda() {
+  const std::vector<std::string> candidates = {runtime_folder + kCuda, kCuda};
+  open_library(candidates, "TVM's runtime for CUDA",
+               std::string("put ") + kCuda + " and CUDA's libcudart.so.13 beside " + kRuntime + ".");
 }
 
 template <class Function>
@@ -61,8 +86,8 @@ const Tvm* open_libraries(const std::string& runtime_library, const std::string&
   std::vector<std::string> runtimes = {own_folder() + kRuntime, kRuntime}, ffis = {own_folder() + kFfi, kFfi};
   if (!runtime_library.empty()) runtimes = {runtime_library}, ffis = {folder_of(runtime_library) + kFfi};
   if (!ffi_library.empty()) ffis = {ffi_library};
-  void* ffi = open_library(ffis);  // first: the runtime needs it, under its name
-  open_library(runtimes);
+  void* ffi = open_runtime(ffis);  // first: the runtime needs it, under its name
+  open_runtime(runtimes);
   static Tvm found;
   find(ffi, "TVMFFIObjectIncRef", found.object_inc_ref);
   find(ffi, "TVMFFIObjectDecRef", found.object_dec_ref);
@@ -114,6 +139,12 @@ const Tvm& tvm() {
   return *loaded.load(std::memory_order_acquire);
 }
 
+void load_cuda() {
+  tvm();
+  const std::lock_guard<std::mutex> lock(mutex);
+  open_cuda();
+}
+
 Argument::Argument(const Object& object) {
   view_.type_index = TVMFFIObjectGetTypeIndex(object.handle());
   view_.v_obj = static_cast<TVMFFIObject*>(object.handle());
@@ -132,6 +163,25 @@ Argument::Argument(bool value) {
 Argument::Argument(const std::string& text) {
   view_.type_index = kTVMFFIRawStr;
   view_.v_c_str = text.c_str();
+}
+
+Argument::Argument(DLDataType type) {
+  view_.type_index = kTVMFFIDataType;
+  view_.v_dtype = type;
+}
+
+Argument::Argument(DLDevice device) {
+  view_.type_index = kTVMFFIDevice;
+  view_.v_device = device;
+}
+
+Argument Argument::none() { return {}; }
+
+Argument Argument::pointer(void* address) {
+  Argument argument;
+  argument.view_.type_index = kTVMFFIOpaquePtr;
+  argument.view_.v_ptr = address;
+  return argument;
 }
 
 Object global_function(const std::string& name) {

@@ -29,6 +29,9 @@ void load_tvm(const std::string& runtime_library, const std::string& ffi_library
 // The functions; loads the libraries from beside libshiftadd, or by name, the first time.
 const Tvm& tvm();
 
+// Load TVM's runtime for CUDA too, from beside its runtime or by name. Failure unsupported.
+void load_cuda();
+
 // A counted reference to an object of TVM; may be empty.
 class Object {
  public:
@@ -62,9 +65,15 @@ class Argument {
   Argument(int64_t value);
   Argument(bool value);
   Argument(const std::string& text);
+  explicit Argument(DLDataType type);
+  explicit Argument(DLDevice device);
+  static Argument none();
+  static Argument pointer(void* address);
   const TVMFFIAny& view() const { return view_; }
 
  private:
+  Argument() = default;
+
   TVMFFIAny view_ = {};
 };
 
