@@ -12,8 +12,8 @@ FOLDER = Path(__file__).parent / "native"
 COMPILE = ("-std=c++17", "-O1", "-gline-tables-only", "-Wall", "-Wextra")
 # of the library: what reads files, and nothing of TVM
 LOADER = (
-    *("archive", "artifact", "failure", "files", "json", "manifest", "processor"),
-    *("safetensors", "sha256", "utf8"),
+    *("archive", "artifact", "failure", "files", "gpu", "json", "manifest"),
+    *("processor", "safetensors", "sha256", "utf8"),
 )
 TEXT = tuple(path.stem for path in native_build.units() if path.parent.name == "text")
 # an allocation of a gigabyte for a file of some kilobytes is a failure too

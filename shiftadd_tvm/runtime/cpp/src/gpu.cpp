@@ -43,7 +43,7 @@ std::string gpu_lacks(const std::string& architecture) {
   if (!library) return std::string("a CUDA driver (") + kDriver + ")";
   const int found = capability(library);
   if (found == 0) return "a GPU that the CUDA driver knows";
-  const int needed = std::atoi(architecture.c_str() + architecture.find('_') + 1);
+  const long needed = std::strtol(architecture.c_str() + architecture.find('_') + 1, nullptr, 10);
   // code runs on the same major version, of the same minor one or a later
   if (found / 10 == needed / 10 && found % 10 >= needed % 10) return "";
   return "a GPU for " + architecture + " (this one is sm_" + std::to_string(found) + ")";
