@@ -29,6 +29,7 @@ from shiftadd_tvm.quantizers import shiftadd
 from shiftadd_tvm.reference import one_thread
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.statistics_store import StatisticsStore
+from shiftadd_tvm.tensorfile import TensorFile
 
 Array = np.ndarray
 Report = Callable[[str, float, str], None]  # stage, its share that is done, what is being done
@@ -75,7 +76,16 @@ class Calibrated:
             self._store.put_tensors(_WINDOWS, {"ids": data.windows.astype(np.int32)})
         if not self._store.has(_STATES):
             self._walk()
-        return self._store.json(_DATA)
+        untouched = self.untouched()
+        return self._store.json(_DATA) | ({"untouched": untouched} if untouched else {})
+
+    def untouched(self) -> list[str]:
+        """Return the linears of experts that no calibration token went through."""
+        touched: set[str] = set()
+        for block in self._blocks:
+            touched.update(TensorFile(self._store.path(self._file(block))).names())
+        groups = self._decoder.input_groups()
+        return [name for group in groups if group[0] not in touched for name in group]
 
     def _make_data(self) -> CalibrationData:
         settings = self._settings
@@ -112,9 +122,13 @@ class Calibrated:
         return f"block-{self._blocks.index(block):05d}.safetensors"
 
     def hessian(self, group: tuple[str, ...]) -> Tensor:
-        """Return H of the activation that the linears of `group` read."""
+        """Return H of the activation that the linears of `group` read; 1 where nobody has seen it,
+        so that every weight counts alike."""
         block = next(b for b in self._blocks if group[0].startswith(f"{b}."))
-        return torch.from_numpy(self._store.tensor(self._file(block), group[0]))
+        if group[0] in TensorFile(self._store.path(self._file(block))).names():
+            return torch.from_numpy(self._store.tensor(self._file(block), group[0]))
+        path = group[0].removeprefix(f"{block}.")
+        return torch.eye(self._decoder.projections()[path].inputs)
 
     def energies(self) -> dict[str, float]:
         """Return the mean squared gradient of the loss at the outputs of every linear."""
@@ -174,7 +188,8 @@ class Calibrated:
         importance = None
         if self._settings.allocates:  # then the gradients are known
             energies = self.energies()
-            importance = [energies[linear] for linear in group]
+            known = [energies[linear] for linear in group]
+            importance = known if any(known) else None
         hessian, rounds = self.hessian(group), self._settings.amounts.rounds
         return shiftadd.quantize(matrices, bits, hessian, self._settings, importance, rounds)
 

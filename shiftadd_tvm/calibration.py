@@ -40,7 +40,7 @@ class Calibration:
     @torch.no_grad()
     def run(self, block: str) -> dict[str, Tensor]:
         """Pass through `block`, the next one; return H, float32 (K, K), of each input group by the
-        path of its first linear."""
+        path of its first linear; there is none of experts that no token went through."""
         leaders = [g[0] for g in self._decoder.input_groups() if g[0].startswith(f"{block}.")]
         moments: dict[str, Tensor] = {}
         with self._watched(leaders, lambda path, x: _add_moments(moments, path, x)):
@@ -79,8 +79,8 @@ def _add_moments(moments: dict[str, Tensor], path: str, x: Tensor) -> None:
 
 def gradient_energies(source: WeightSource, windows: Array) -> dict[str, float]:
     """Return the mean over tokens of |d loss / d y|^2 / N of each linear's output y (N,), by its
-    path; the loss is the sum over `windows`, int64 (W, T), of the next tokens' negative
-    log-likelihood."""
+    path, 0 of experts that no token went through; the loss is the sum over `windows`, int64 (W, T),
+    of the next tokens' negative log-likelihood."""
     reference = ReferenceModel(source)
     decoder = families.read_config(source.config)
     entrances = []
@@ -93,6 +93,7 @@ def gradient_energies(source: WeightSource, windows: Array) -> dict[str, float]:
     energies: dict[str, float] = {}
     for block in reversed(decoder.blocks()):
         linears = {f"{block}.{name}": size for name, (size, _) in decoder.linear_shapes().items()}
+        energies |= dict.fromkeys(linears, 0.0)
         entrance = entrances.pop()
         gradient = _block_gradient(
             reference, block, entrance, gradient, arguments, linears, energies
@@ -130,7 +131,7 @@ def _block_gradient(
     """Return the gradient at the entrance of `block`; note the energies of its linears."""
 
     def note(path: str, size: int, slope: Tensor) -> None:
-        energies[path] = energies.get(path, 0.0) + float(slope.square().sum()) / size
+        energies[path] += float(slope.square().sum()) / size
 
     def watch(path: str, size: int, output: Tensor) -> None:
         output.register_hook(lambda slope: note(path, size, slope))

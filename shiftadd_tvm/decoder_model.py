@@ -8,7 +8,7 @@ such module.
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,27 @@ class Mlp:
     activation: str  # a name of `ops/activation.py`
     gated: bool
 
+    def inside(self, module: str) -> "Mlp":
+        """Return the same MLP with its linears inside of `module`."""
+        moved = lambda linear: replace(linear, path=f"{module}.{linear.path}")
+        return replace(self, inputs=tuple(map(moved, self.inputs)), output=moved(self.output))
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Several MLPs in the place of one: a token goes through the `chosen` with the largest scores of
+    the router, and its outputs are weighed by the softmax of these scores."""
+
+    count: int
+    chosen: int
+    module: str  # of a block, as checkpoints name it; expert e is its `experts.<e>`
+    replaces: str  # the module in its place in transformers' model, which fuses all experts
+    router: str = "gate"  # inside of it: (count, hidden), never quantized
+
+    def path(self, expert: int) -> str:
+        """Return the module of an expert inside a block."""
+        return f"{self.module}.experts.{expert}"
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -111,13 +132,14 @@ class Decoder:
     vocabulary: int
     positions: int
     attention: Attention
-    mlp: Mlp
+    mlp: Mlp  # of experts: their paths begin inside of an expert
     norm: Norm
     attention_norms: Norms
     mlp_norms: Norms
     tied_embeddings: bool
     bos: tuple[int, ...]
     eos: tuple[int, ...]
+    experts: Experts | None = None
     parallel: bool = False  # attention and MLP read the same x, and both are added to it
     ropes: tuple[Rope | None, ...] = ()  # of each layer; none: no rotary embedding anywhere
     windows: tuple[int, ...] = ()  # positions that each layer sees; 0: all; empty: all see all
@@ -171,10 +193,18 @@ class Decoder:
         return self.windows[layer] if self.windows else 0
 
     @functools.cached_property
+    def mlps(self) -> tuple[Mlp, ...]:
+        """The MLP of a block, or that of each of its experts."""
+        if self.experts is None:
+            return (self.mlp,)
+        return tuple(self.mlp.inside(self.experts.path(e)) for e in range(self.experts.count))
+
+    @functools.cached_property
     def groups(self) -> tuple[tuple[Projection, ...], ...]:
         """The linears of a block that read one activation, group by group in order."""
-        attention, mlp = self.attention, self.mlp
-        return (attention.inputs, (attention.output,), mlp.inputs, (mlp.output,))
+        attention = self.attention
+        branches = [group for mlp in self.mlps for group in (mlp.inputs, (mlp.output,))]
+        return (attention.inputs, (attention.output,), *branches)
 
     def projections(self) -> dict[str, Projection]:
         """Return the linears of a block by their paths inside it, in model order."""
@@ -203,10 +233,16 @@ class Decoder:
 
     def dense(self) -> dict[str, tuple[int, int]]:
         """Return (outputs, inputs) of the matrices beside embedding and head that stay dense."""
-        if not self.project_in:
-            return {}
         narrow, wide = self.width, self.hidden
-        return {self.project_in: (wide, narrow), self.project_out: (narrow, wide)}
+        found = {self.project_in: (wide, narrow), self.project_out: (narrow, wide)}
+        return (found if self.project_in else {}) | {
+            router: (self.experts.count, wide) for router in self.routers() if self.experts
+        }
+
+    def routers(self) -> list[str]:
+        """Return the module path of every block's router."""
+        experts = self.experts
+        return [f"{b}.{experts.module}.{experts.router}" for b in self.blocks()] if experts else []
 
     def _block_norms(self) -> dict[str, int]:
         """Return the width of every norm of a block by its path inside the block."""

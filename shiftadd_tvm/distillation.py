@@ -64,7 +64,8 @@ class Adam:
         corrections = [1 - beta**self.steps for beta in BETAS]
         rows = zip(self.parameters, self._relative, self.mean, self.square, strict=True)
         for parameter, relative, mean, square in rows:
-            assert parameter.grad is not None
+            if parameter.grad is None:  # an expert that no token went through
+                continue
             slope = parameter.grad * parameter if relative else parameter.grad
             mean.lerp_(slope, 1 - BETAS[0])
             square.lerp_(slope.square(), 1 - BETAS[1])

@@ -21,7 +21,7 @@ from tvm.ir import IRModule
 from shiftadd_tvm import layers
 from shiftadd_tvm.attention_layers import Cache, Layer
 from shiftadd_tvm.compile_settings import BATCHES
-from shiftadd_tvm.decoder_model import Rope
+from shiftadd_tvm.decoder_model import Mlp, Rope
 from shiftadd_tvm.ops import read_memory
 from shiftadd_tvm.packed import PackedModel
 from shiftadd_tvm.parameters import Parameter, rope_names
@@ -167,10 +167,10 @@ class _DecoderGraph:
         if decoder.parallel:
             same = mlp.before == attention.before
             z = normed if same else self._norm(x, path(mlp.before))
-            z = self._norm(self._mlp(z, block, run.many), path(mlp.branch))
+            z = self._norm(self._branch(z, block, run.many), path(mlp.branch))
             return layers.add(self._b, layers.add(self._b, z, y), x)
         x = self._norm(layers.add(self._b, x, y), path(attention.after))
-        z = self._mlp(self._norm(x, path(mlp.before)), block, run.many)
+        z = self._branch(self._norm(x, path(mlp.before)), block, run.many)
         z = self._norm(z, path(mlp.branch))
         return self._norm(layers.add(self._b, x, z), path(mlp.after))
 
@@ -183,8 +183,16 @@ class _DecoderGraph:
         (y,) = self._linears(y, f"{block}.{kind.output.path}", run.many)
         return y.tensor
 
-    def _mlp(self, x: Any, block: str, many: bool) -> Any:
-        mlp = self._decoder.mlp
+    def _branch(self, x: Any, block: str, many: bool) -> Any:
+        """Return what the MLP of a block makes of x, or all of its experts."""
+        b, kind = self._b, self._decoder.experts
+        outputs = [self._mlp(x, block, mlp, many) for mlp in self._decoder.mlps]
+        if kind is None:
+            return outputs[0]
+        scores = layers.stored(b, x, f"{block}.{kind.module}.{kind.router}", kind.count, many)
+        return layers.mixed(b, layers.routed(b, scores, kind.chosen), outputs)
+
+    def _mlp(self, x: Any, block: str, mlp: Mlp, many: bool) -> Any:
         parts = self._linears(x, f"{block}.{mlp.inputs[0].path}", many)
         if len(parts) == 1 and mlp.gated:  # gate and up are one projection
             whole, size = parts[0], mlp.intermediate

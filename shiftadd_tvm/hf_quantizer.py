@@ -28,7 +28,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from shiftadd_tvm import bcq, packed_config
+from shiftadd_tvm import bcq, packed_config, sparse_experts
 from shiftadd_tvm.coded_modules import hadamard
 from shiftadd_tvm.dequantized import dequantize
 from shiftadd_tvm.errors import UnsupportedError
@@ -161,6 +161,8 @@ class ShiftAddQuantizer(HfQuantizer):
         config = Path(checkpoint_files[0]).with_name("config.json")
         _, _, self._layout = packed_config.read_config(config, packed_config.read_json(config))
         with torch.device("meta"):
+            # transformers gives a checkpoint's tensors its own names while it loads them
+            sparse_experts.separate(model, self._layout.decoder, renamed=True)
             replace_linears(model, self._layout)
         return model
 

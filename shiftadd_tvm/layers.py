@@ -19,6 +19,7 @@ from shiftadd_tvm.ops import (
     activation,
     dense,
     elementwise,
+    experts,
     gemm,
     hadamard,
     lut,
@@ -253,6 +254,16 @@ def activated(b: Builder, function: str, x: Columns) -> Expr:
     """Return function(x) (n, F), by a name of `ops/activation.py`."""
     compute = lambda v: activation.activate(v, function, x.size, x.start)
     return b.op("activate", (function, x.size, x.start), compute, x.tensor)
+
+
+def routed(b: Builder, scores: Expr, chosen: int) -> Expr:
+    """Return the weights (n, E) of experts by their scores (n, E)."""
+    return b.op("route", (chosen,), lambda s: experts.route(s, chosen), scores)
+
+
+def mixed(b: Builder, routes: Expr, outputs: Sequence[Expr]) -> Expr:
+    """Return the experts' outputs, each (n, hidden), summed by their weights (n, E)."""
+    return b.op("mix", (), experts.mix, routes, *outputs)
 
 
 def norm(b: Builder, x: Expr, name: str, kind: Norm) -> Expr:

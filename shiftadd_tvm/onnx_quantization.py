@@ -145,6 +145,7 @@ def quantize(
         layers=layers,
         seconds=time.perf_counter() - begin,
         peak_memory_bytes=cpu.peak_memory(),
+        untouched=[],
     )
 
 

@@ -80,6 +80,11 @@ def quantize_summary(plan: "QuantizePlan", report: "QuantizeReport") -> str:
         "time": clock(report.seconds),
         "memory": size(report.peak_memory_bytes),
     }
+    if report.untouched:
+        rows["untouched"] = (
+            f"{len(report.untouched)} linears of experts that no calibration token went through: "
+            "coded by their weights alone; calibrate on more tokens"
+        )
     command = f"shiftadd-tvm compile {_path(plan.output)}"
     return f"packed model {plan.output}\n{_rows(rows)}\nnext: {command}"
 

@@ -72,6 +72,7 @@ class QuantizeReport:
     layers: list[LayerReport]
     seconds: float
     peak_memory_bytes: int
+    untouched: list[str]  # linears of experts that no token of the calibration went through
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as JSON types."""
@@ -116,6 +117,7 @@ def quantize(
         layers=layers,
         seconds=seconds,
         peak_memory_bytes=cpu.peak_memory(),
+        untouched=run.untouched,
     )
 
 
@@ -146,6 +148,7 @@ class _Run:
         self.stages = StageProgress(progress, layout.linear_weights(), stage_work(settings))
         self.calibrated: Calibrated | None = None
         self.description: dict[str, object] | None = None
+        self.untouched: list[str] = []
 
     def calibrate(self) -> None:
         """Run the model on text and choose bits, if the method does; else nothing."""
@@ -160,6 +163,7 @@ class _Run:
             self.checkpoint, self.decoder, self.settings, store, self.stages.report
         )
         self.description = self.calibrated.measure()
+        self.untouched = self.calibrated.untouched()
         if self.settings.allocates:
             chosen = dataclasses.replace(self.settings, bits_per_module=self.calibrated.allocate())
             self.layout = packed_config.make_layout(self.decoder, chosen)

@@ -16,7 +16,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from shiftadd_tvm import evaluation, families
+from shiftadd_tvm import evaluation, families, sparse_experts
 from shiftadd_tvm.decoder_model import Decoder
 from shiftadd_tvm.errors import BadFileError
 
@@ -325,6 +325,7 @@ def _empty_model(config: families.Config, decoder: Decoder) -> transformers.PreT
             model = transformers.AutoModelForCausalLM.from_config(
                 hf, dtype=torch.float32, attn_implementation=attention
             )
+            sparse_experts.separate(model, decoder)
     except (StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise BadFileError(

@@ -147,7 +147,7 @@ def _work(model: PackedModel) -> Work:
     rest = Rest(
         decoder.layers,
         decoder.hidden,
-        decoder.intermediate,
+        decoder.intermediate * len(decoder.mlps),
         decoder.vocabulary,
         decoder.heads,
         decoder.kv_heads,

@@ -26,6 +26,7 @@ from shiftadd_tvm.ops import (
     attention,
     dense,
     elementwise,
+    experts,
     gemm,
     hadamard,
     heads,
@@ -175,6 +176,12 @@ def elementwise_cases(number: int) -> Iterator[Case]:
     gate = lambda g, u: activation.activate_mul(g, u, "silu", 96, 0, 96)
     gated = activation.reference_activate_mul(x[:, :96], x[:, 96:], "silu")
     yield te_case("activate_mul", gate, [x, x], gated, (0, 1))
+    scores = normal(3, 8)
+    weights = experts.reference_route(scores, 2)
+    yield te_case("route", lambda v: experts.route(v, 2), [scores], weights, (0,))
+    routes, outputs = weights[:, :2].copy(), [x, x[::-1].copy()]
+    mixed = experts.reference_mix(routes, *outputs)
+    yield te_case("mix", experts.mix, [routes, *outputs], mixed, (0, 1, 2))
     bias = normal(192)
     centre = lambda v, w, b: elementwise.layer_norm(v, w, b, 1e-5)
     centred = elementwise.reference_layer_norm(x, weight, bias, 1e-5)

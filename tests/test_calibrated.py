@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import save_tiny
+from models import save_tiny, save_tokenizer, tiny_tensors, write_checkpoint
 
 from shiftadd_tvm import calibrated, families, quantize_time
 from shiftadd_tvm.calibrated import Calibrated
@@ -15,6 +15,7 @@ from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.effort import Effort
 from shiftadd_tvm.errors import UsageError
+from shiftadd_tvm.families import mixtral
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.quantization import quantize
 from shiftadd_tvm.quantize_plan import plan
@@ -81,6 +82,24 @@ def test_average_bits_are_kept_and_chosen(source: Path, tmp_path: Path) -> None:
 def test_uniform_bits_when_asked(source: Path, tmp_path: Path) -> None:
     settings = dataclasses.replace(SETTINGS, bits=3, mixed=False)
     assert {layer.bits for layer in quantize(source, tmp_path / "out", settings).layers} == {3}
+
+
+def test_experts_that_no_token_chose_are_coded_and_reported(tmp_path: Path) -> None:
+    config = {**mixtral.tiny_config(), "num_experts_per_tok": 1, "max_position_embeddings": 32}
+    tensors = tiny_tensors(config)
+    routers = [name for name in tensors if name.endswith("gate.weight")]
+    for name in routers:  # of s, -s and 0, one is above 0 or all are
+        tensors[name][1], tensors[name][3] = -tensors[name][0], 0
+    source = write_checkpoint(tmp_path / "source", config, tensors)
+    save_tokenizer(source, 259)
+    report = quantize(source, tmp_path / "out", SETTINGS)
+    unseen = [f"{name.removesuffix('gate.weight')}experts.3" for name in routers]
+    expected = [f"{path}.{linear}" for path in unseen for linear in ("w1", "w3", "w2")]
+    assert report.untouched == expected
+    packed = open_packed(tmp_path / "out")
+    assert packed.quantization["calibration"]["untouched"] == expected  # type: ignore[index]
+    errors = {layer.name: layer.weight_error for layer in report.layers}
+    assert all(0 < errors[name] < 0.5 for name in expected)
 
 
 class _Stopped(Exception):

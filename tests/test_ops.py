@@ -23,6 +23,7 @@ from shiftadd_tvm.ops import (
     activation,
     dense,
     elementwise,
+    experts,
     gemm,
     hadamard,
     heads,
@@ -342,6 +343,25 @@ def case_soft_cap(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     compute = lambda v: activation.soft_cap(v, 30.0)
     expected = activation.reference_soft_cap(x, 30.0)
     return Case(compute, [x], expected, tolerance=2e-5, symbolic=(0,))
+
+
+def case_route(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    count = s.outputs % 9 + 1
+    scores = rng.integers(-3, 4, (s.rows, count)).astype(np.float32) * 1.5  # many are equal
+    chosen = s.inputs % count + 1
+    compute = lambda v: experts.route(v, chosen)
+    return Case(
+        compute, [scores], experts.reference_route(scores, chosen), tolerance=1e-6, symbolic=(0,)
+    )
+
+
+def case_mix(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
+    routes = np.maximum(rng.standard_normal((s.rows, s.bits)), 0).astype(np.float32)
+    outputs = rng.standard_normal((s.bits, s.rows, s.inputs)).astype(np.float32)
+    outputs[routes.T == 0] = np.nan  # of no weight: never read
+    expected = experts.reference_mix(routes, *outputs)
+    rows = tuple(range(s.bits + 1))
+    return Case(experts.mix, [routes, *outputs], expected, tolerance=1e-6, symbolic=rows)
 
 
 def case_layer_norm(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
