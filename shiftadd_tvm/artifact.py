@@ -151,6 +151,10 @@ class Artifact:
             raise self._bad(f"parameter {name!r} has dtype {dtype!r} and shape {shape!r}")
         return TensorSpec(name, str(dtype), tuple(shape or ()))
 
+    def size_limits(self) -> dict[str, int]:
+        """Return the most that a size may be which varies in a function's inputs, by its name."""
+        return {name: self.number("limits", name) for name in self.section("limits")}
+
     def signatures(self) -> dict[str, Signature]:
         """Return the exported functions by name; raises `BadFileError` where one is not described."""
         return {name: self._signature(name, fields) for name, fields in self.section("functions").items()}

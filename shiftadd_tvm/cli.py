@@ -216,10 +216,10 @@ def targets(json: options.Json = False) -> None:
 @app.command()
 def families(json: options.Json = False) -> None:
     """List the model families, by the model_type of their config.json."""
-    from shiftadd_tvm import presentation
-    from shiftadd_tvm.families import listing
+    from shiftadd_tvm import encoder_families, presentation
+    from shiftadd_tvm import families as decoder_families
 
-    found = listing()
+    found = [*decoder_families.listing(), *encoder_families.listing()]
     Console(json=json).result({"families": found}, presentation.families(found))
 
 

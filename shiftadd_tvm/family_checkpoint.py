@@ -1,36 +1,40 @@
-"""Show a checkpoint under the names and in the orientation of its family (`decoder_model.py`).
+"""Show a checkpoint under the names and in the orientation of its family (`decoder_model.py`,
+`encoder_model.py`).
 
 Checkpoints that the base model alone was saved to leave its prefix out (`h.0.ln_1.weight` for
 `transformer.h.0.ln_1.weight`), and GPT-2's linears are stored as (inputs, outputs); here every linear is
-(outputs, inputs) under its full name.
+(outputs, inputs) under its full name. Norms of BERT's first checkpoints have TensorFlow's names.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from shiftadd_tvm import families
+from shiftadd_tvm import encoder_families, families
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.decoder_model import Decoder
+from shiftadd_tvm.encoder_model import Encoder
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
+
+TENSORFLOW = {"weight": "gamma", "bias": "beta"}  # of norms: our suffix -> TensorFlow's
 
 
 class FamilyCheckpoint(Checkpoint):
     """Another checkpoint, its names completed and its transposed matrices turned."""
 
-    def __init__(self, inner: Checkpoint, decoder: Decoder) -> None:
+    def __init__(self, inner: Checkpoint, model: Decoder | Encoder) -> None:
         self.path, self.config, self._inner = inner.path, inner.config, inner
-        expected = decoder.tensor_shapes()
         stored = {name: name for name in inner.names()}
-        others = dict(decoder.aliases)
-        for name in expected:
+        others = dict(model.aliases)
+        for name in model.tensor_shapes():
             module, _, suffix = name.rpartition(".")
-            candidates = name.removeprefix(decoder.base), f"{others.get(module)}.{suffix}"
-            for other in candidates:
+            old = f"{module}.{TENSORFLOW.get(suffix)}"
+            candidates = [name.removeprefix(model.base), f"{others.get(module)}.{suffix}"]
+            for other in (*candidates, old, old.removeprefix(model.base)):
                 if name not in stored and other in stored:
                     stored[name] = stored.pop(other)
         self._stored = stored  # our name -> the checkpoint's
-        self._transposed = decoder.transposed()
+        self._transposed = model.transposed()
         self._kept: tuple[str, np.ndarray] | None = None  # the last transposed matrix: read by rows
 
     def __contains__(self, name: str) -> bool:
@@ -81,8 +85,15 @@ def of_family(checkpoint: Checkpoint) -> Checkpoint:
     """Return `checkpoint` as its family names it, or as it is where nothing differs; whether its
     config is supported is judged later."""
     try:
-        decoder = families.read_config(checkpoint.config)
+        model = _described(checkpoint)
     except (BadFileError, UnsupportedError):
         return checkpoint
-    missing = any(name not in checkpoint for name in decoder.tensor_shapes())
-    return FamilyCheckpoint(checkpoint, decoder) if missing or decoder.transposed() else checkpoint
+    missing = any(name not in checkpoint for name in model.tensor_shapes())
+    return FamilyCheckpoint(checkpoint, model) if missing or model.transposed() else checkpoint
+
+
+def _described(checkpoint: Checkpoint) -> Decoder | Encoder:
+    config = checkpoint.config
+    if encoder_families.is_encoder(config):
+        return encoder_families.read_config(config)
+    return families.read_config(config)

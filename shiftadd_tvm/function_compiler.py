@@ -1,4 +1,4 @@
-"""From a packed ONNX graph to an artifact of kind `function`: graph, pipeline, parameters, gate."""
+"""From a packed graph to an artifact of kind `function`: graph, pipeline, parameters, gate."""
 
 import shutil
 import tempfile
@@ -79,7 +79,7 @@ def compile_graph(
             "parameters": [
                 {"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found
             ],
-            "limits": {},
+            "limits": model.limits,
             "model": {"type": model.config["model_type"]},
             "kernels": dict(kernels),
         }

@@ -21,9 +21,11 @@ from shiftadd_tvm.ops import OP
 OPAQUE = 8  # TVM's number of a pattern that is fused with nothing
 SPATIAL, REDUCTION = 0, 2  # TVM's numbers of the kinds of block axes
 PARALLEL = 1 << 15  # iterations of a kernel that are worth the start of threads
+ROOT = "root"  # TVM's name of the block around all others
 SCHEDULED = "tirx.is_scheduled"
 
 PASSES = (
+    relax.backend.DispatchSortScan,
     relax.transform.LegalizeOps,
     relax.transform.AnnotateTIROpPattern,
     relax.transform.FoldConstant,
@@ -53,11 +55,13 @@ def _ours(function: Any) -> bool:
 
 def scheduled(function: PrimFunc, lanes: int) -> PrimFunc:
     """Return a kernel with the plain schedule; where TVM refuses a step, that step is left out."""
+    if function.body.block.name_hint != ROOT:  # one block of loops that nothing is known of: a scan
+        return function.with_attr(SCHEDULED, True)
     sch = Schedule(IRModule({"main": function}))
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
+    for block in sch.get_child_blocks(sch.get_sblock(ROOT)):
         if not _sums(sch, block) and _feeds_plain(sch, block):
             _attempt(sch.compute_inline, block)
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
+    for block in sch.get_child_blocks(sch.get_sblock(ROOT)):
         _attempt(_spread, sch, block, lanes)
     return sch.mod["main"].with_attr(SCHEDULED, True)
 

@@ -7,6 +7,7 @@ graph stays valid ONNX: fed with dequantized weights, any ONNX runtime computes 
 stands for.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,7 +30,7 @@ class Prepared:
     """A graph without the weights of its linears; groups are of linears that read one activation."""
 
     model: onnx.ModelProto
-    weights: dict[str, Array] = field(default_factory=dict)  # float32 (N, K), in graph order
+    weights: Mapping[str, Array]  # float32 (N, K), in graph order
     groups: list[tuple[str, ...]] = field(default_factory=list)
     dense: list[str] = field(default_factory=list)  # constant products that are no linears
 
@@ -63,7 +64,8 @@ class _Separation:
         self._moved: dict[tuple[str, ...], str] = {}  # channels-last forms of activations
         self._linears: dict[tuple[str, str], str] = {}  # (weight, form) -> name
         self._readers: dict[str, list[str]] = {}  # activation -> linears
-        self._prepared = Prepared(model)
+        self._weights: dict[str, Array] = {}
+        self._prepared = Prepared(model, self._weights)
         self._taken = _names(model.graph)
 
     def add(self, node: onnx.NodeProto) -> None:
@@ -110,10 +112,10 @@ class _Separation:
         key = node.input[1], form
         if key not in self._linears:
             name = _label(node)
-            while name in self._prepared.weights or name + WEIGHT in self._taken:
+            while name in self._weights or name + WEIGHT in self._taken:
                 name += "_"
             self._linears[key] = name
-            self._prepared.weights[name] = np.ascontiguousarray(weight)
+            self._weights[name] = np.ascontiguousarray(weight)
         name = self._linears[key]
         readers = self._readers.setdefault(x, [])
         readers += [] if name in readers else [name]

@@ -1,9 +1,11 @@
 """Contract 1 of kind `onnx`: a packed model whose linears belong to an ONNX graph.
 
-    config.json                       model_type "onnx" and quantization_config (packed_config.py), with
+    config.json                       model_type "onnx", or an encoder's own keys (encoder_plan.py), and
+                                      quantization_config (packed_config.py), with
                                       linear_shapes   {linear: [outputs, inputs]}, in graph order
                                       graph_sha256    of model.onnx
                                       golden          what computed the golden outputs
+                                      limits          {name of a size that varies: at most}, optional
     model.onnx                        the graph; the weight (K, N) of each linear is an input that is
                                       called `<linear>.weight`
     model-00001-of-00001.safetensors  planes and scales, and the index beside it, as for kind `hf`
@@ -61,6 +63,7 @@ class PackedGraph(CodedTensors):
     config: dict[str, object]
     quantization: dict[str, object]
     layout: GraphLayout
+    limits: dict[str, int]  # of sizes that vary, by their names
 
     def __init__(self, path: Path, *, golden: bool = True) -> None:
         """Open and validate the folder `path`; `golden=False` while it is not written yet."""
@@ -68,6 +71,7 @@ class PackedGraph(CodedTensors):
         self.config = read_json(path / CONFIG)
         fields = read_fields(path / CONFIG, self.config, KIND)
         self.quantization, self.layout = fields.values, _read_layout(fields)
+        self.limits = _read_limits(fields)
         self._files = open_shards(path)
         self._groups = {name: group for group in self.layout.groups() for name in group}
         self._check_coded({})
@@ -111,6 +115,15 @@ def _read_layout(fields: Fields) -> GraphLayout:
     layout = GraphLayout(**coding, shapes=shapes, members=_read_groups(fields, shapes))
     fields.require("bits", fields.get("bits") == layout.nominal_bits(), "bits_per_module's average")
     return layout
+
+
+def _read_limits(fields: Fields) -> dict[str, int]:
+    if fields.get("limits") is None:
+        return {}
+    stored = fields.object("limits")
+    good = all(type(limit) is int and 0 < limit < 1 << 31 for limit in stored.values())
+    fields.require("limits", good, "positive whole numbers")
+    return {name: int(str(limit)) for name, limit in stored.items()}
 
 
 def _read_groups(fields: Fields, shapes: Mapping[str, Shape]) -> tuple[tuple[str, ...], ...]:

@@ -1,4 +1,6 @@
-"""The verb `quantize` for an ONNX file: plan, then code every linear and write a packed model.
+"""The verb `quantize` for a graph: plan, then code every linear and write a packed model.
+
+The graph is that of an ONNX file, or what `encoder_graph.py` makes of an encoder's checkpoint.
 
 Data-free, or with examples of the inputs: then the graph runs on them, and the second moments of each
 linear's activation say which errors count (`quantizers/shiftadd.py`). A graph is no bigger than memory,
@@ -8,8 +10,8 @@ so nothing is resumed.
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -45,21 +47,33 @@ MODEL_TYPE = "onnx"
 
 
 @dataclass(frozen=True)
-class GraphPlan:
-    """What `quantize` would do with an ONNX file."""
+class Source:
+    """Where a graph comes from, and what a packed model keeps of it."""
 
-    path: Path  # of the ONNX file
+    path: Path
+    source_hash: str
+    nbytes: int  # of its files
+    stored_as: str = "ONNX, float32"
+    config: Mapping[str, object] = field(default_factory=lambda: {"model_type": MODEL_TYPE})
+    files: Mapping[str, bytes] = field(default_factory=dict)  # to be copied verbatim
+    limits: Mapping[str, int] = field(default_factory=dict)  # of sizes that vary
+    inputs: Tensors | None = None  # of the golden outputs where nobody gives examples
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """What `quantize` would do with a graph."""
+
+    source: Source
     prepared: onnx_linears.Prepared
     layout: GraphLayout
     settings: QuantizeSettings
     examples: Tensors | None  # of the inputs, read from `settings.calibration_text`
-    outputs: tuple[str, ...]
-    source_hash: str
 
     @property
-    def config(self) -> dict[str, object]:
-        """Return the config.json of the packed model, without its quantization_config."""
-        return {"model_type": MODEL_TYPE}
+    def path(self) -> Path:
+        """The file or folder that the graph comes from."""
+        return self.source.path
 
     @property
     def fields(self) -> dict[str, object]:
@@ -68,8 +82,8 @@ class GraphPlan:
         shapes = layout.linears().items()
         graph_bytes = self.prepared.model.ByteSize()
         return {
-            "model_type": MODEL_TYPE,
-            "stored_as": "ONNX, float32",
+            "model_type": self.source.config["model_type"],
+            "stored_as": self.source.stored_as,
             "examples": count(self.examples),
             "layers": [{"name": n, "bits": bits[n], "shape": list(s)} for n, s in shapes],
             "not_converted": self.prepared.dense,
@@ -83,39 +97,46 @@ class GraphPlan:
 def plan(
     source: Path, model: onnx.ModelProto, settings: QuantizeSettings, outputs: Sequence[str] = ()
 ) -> GraphPlan:
-    """Fold and check `model`, read from `source`; nothing is written.
+    """Fold and check `model`, read from the ONNX file `source`; nothing is written.
 
     Raises `UnsupportedError` for a graph without linears, `BadFileError` for weights that no scale can
     hold or examples that do not fit.
     """
-    if settings.bits % 1:
-        raise UsageError(
-            f"--bits is {settings.bits:g}, expected 1, 2, 3 or 4: the bits of a graph's linears are "
-            "not chosen one by one."
-        )
     prepared = onnx_linears.separate(onnx_folding.fold(model))
     if not prepared.weights:
         raise UnsupportedError(
             f"{source} has no linear to quantize: no MatMul, Gemm or 1x1 Conv with a constant float32 "
             "weight; export it with float32 weights."
         )
+    digest = hashlib.sha256(sha256(source).encode() + repr(tuple(outputs)).encode()).hexdigest()
+    return plan_prepared(Source(source, digest, source.stat().st_size), prepared, settings)
+
+
+def plan_prepared(
+    source: Source, prepared: onnx_linears.Prepared, settings: QuantizeSettings
+) -> GraphPlan:
+    """Check a graph whose linears are known; raises as `plan` does."""
+    if settings.bits % 1:
+        raise UsageError(
+            f"--bits is {settings.bits:g}, expected 1, 2, 3 or 4: the bits of a graph's linears are "
+            "not chosen one by one."
+        )
     if prepared.model.ByteSize() > MOST_BYTES:
         raise UnsupportedError(
-            f"{source} has {prepared.model.ByteSize() / 1e9:.1f} GB beside its linears, expected less "
-            "than 2 GB; split the model."
+            f"{source.path} has {prepared.model.ByteSize() / 1e9:.1f} GB beside its linears, expected "
+            "less than 2 GB; split the model."
         )
+    shapes: dict[str, Shape] = {}
     for name, weight in prepared.weights.items():
+        shapes[name] = tuple(weight.shape)
         if not np.abs(weight).max() <= MAX_MAGNITUDE:  # a NaN is not
             raise BadFileError(
-                f"{source}: the weight of {name} holds NaN, Inf or values beyond {MAX_MAGNITUDE:.3g}; "
-                "export it again."
+                f"{source.path}: the weight of {name} holds NaN, Inf or values beyond "
+                f"{MAX_MAGNITUDE:.3g}; export it again."
             )
-    shapes: dict[str, Shape] = {n: tuple(w.shape) for n, w in prepared.weights.items()}
     coding = make_coding(settings, list(shapes))
     layout = GraphLayout(**coding, shapes=shapes, members=tuple(prepared.groups))
-    examples = _read_examples(prepared, settings)
-    digest = hashlib.sha256(sha256(source).encode() + repr(tuple(outputs)).encode()).hexdigest()
-    return GraphPlan(source, prepared, layout, settings, examples, tuple(outputs), digest)
+    return GraphPlan(source, prepared, layout, settings, _read_examples(prepared, settings))
 
 
 def _read_examples(prepared: onnx_linears.Prepared, settings: QuantizeSettings) -> Tensors | None:
@@ -238,8 +259,11 @@ class _Coding:
             "graph_sha256": graph_sha256,
             "golden": onnx_runner.name(),
             "modules_to_not_convert": plan.prepared.dense,
+            "limits": dict(plan.source.limits),
         }
-        packed_writer.write_config(self._folder, plan.config, quantization)
+        packed_writer.write_config(self._folder, dict(plan.source.config), quantization)
+        for name, content in plan.source.files.items():
+            (self._folder / name).write_bytes(content)
 
 
 def made_by(folder: Path, plan: GraphPlan) -> bool:
@@ -258,7 +282,7 @@ def identity(plan: GraphPlan) -> dict[str, object]:
     for name, array in sorted((examples or {}).items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
     return {
-        "source": plan.source_hash,
+        "source": plan.source.source_hash,
         "calibration": {"examples": count(examples), "sha256": digest.hexdigest()} if examples else None,
     }
 
@@ -280,7 +304,9 @@ def _activations(model: onnx.ModelProto) -> dict[str, str]:
 def _write_golden(packed: PackedGraph, plan: GraphPlan) -> None:
     """Write what the graph computes with the dequantized weights for a few examples."""
     model, values = packed.graph(), plan.prepared.inputs()
-    if plan.examples is None:
+    if plan.examples is None and plan.source.inputs is not None:
+        inputs = plan.source.inputs
+    elif plan.examples is None:
         inputs = onnx_runner.made_up(model, values, plan.settings.seed)
     else:
         inputs = next(onnx_runner.calls(values, plan.examples))

@@ -1,4 +1,5 @@
-"""Where the rooms meet for ONNX files: what is one, and a plan that TVM's importer has agreed to."""
+"""Where the rooms meet for graphs, which are ONNX files or encoders: a plan that TVM's importer has
+agreed to."""
 
 import dataclasses
 import importlib
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from shiftadd_tvm.errors import UsageError
 
 if TYPE_CHECKING:
+    from shiftadd_tvm.checkpoint_base import Checkpoint
     from shiftadd_tvm.onnx_quantization import GraphPlan
     from shiftadd_tvm.settings import QuantizeSettings
 
@@ -44,17 +46,40 @@ def plan(
     if config is not None or target_size is not None:
         option = "--config" if config is not None else "--target-size"
         raise UsageError(f"{option} is for language models, and {source} is an ONNX graph; leave it out.")
-    if settings.calibrated and settings.calibration_text is None:
-        settings = dataclasses.replace(settings, bits=_whole(settings.bits), method="alternating")
     path = Path(source)
-    # Before torch, which tvm_ffi would otherwise take up; and a broken TVM shows before the work.
-    with _module("runtime.library").without_torch():
-        importer = _module("function_graph")
+    importer = _importer()
     model = _module("onnx_file").read(path, outputs)
     importer.check_operators(model, path)
-    found: GraphPlan = _module("onnx_quantization").plan(path, model, settings, outputs)
+    found: GraphPlan = _module("onnx_quantization").plan(path, model, _suited(settings), outputs)
     importer.imported(found.prepared.model, path)
     return found
+
+
+def plan_encoder(
+    checkpoint: "Checkpoint", settings: "QuantizeSettings", target_size: int | None = None
+) -> "GraphPlan":
+    """Return what `quantize` would do with the checkpoint of an encoder; methods as for `plan`."""
+    if target_size is not None:
+        raise UsageError(
+            f"--target-size is for language models, and {checkpoint.path} is an encoder; leave it out."
+        )
+    importer = _importer()
+    found: GraphPlan = _module("encoder_plan").plan(checkpoint, _suited(settings))
+    importer.imported(found.prepared.model, checkpoint.path)
+    return found
+
+
+def _importer() -> Any:
+    # Before torch, which tvm_ffi would otherwise take up; and a broken TVM shows before the work.
+    with _module("runtime.library").without_torch():
+        return _module("function_graph")
+
+
+def _suited(settings: "QuantizeSettings") -> "QuantizeSettings":
+    """Return the settings with the data-free method where there are no examples."""
+    if settings.calibrated and settings.calibration_text is None:
+        return dataclasses.replace(settings, bits=_whole(settings.bits), method="alternating")
+    return settings
 
 
 def _whole(bits: float) -> float:
@@ -68,7 +93,7 @@ def _whole(bits: float) -> float:
 
 def check_memory(graph: "GraphPlan", limit: float | None) -> int:
     """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB."""
-    needed = LIBRARIES + COPIES * graph.path.stat().st_size
+    needed = LIBRARIES + COPIES * graph.source.nbytes
     if limit is not None and needed > limit * 1e9:
         raise UsageError(
             f"--max-memory is {limit:g} GB, quantizing {graph.path} needs about {needed / 1e9:.1f} GB; "

@@ -308,7 +308,8 @@ def checks(found: Sequence["Check"]) -> str:
 def families(found: Sequence[Mapping[str, str]]) -> str:
     """Return the model types and what they are, one a line."""
     width = max(len(family["name"]) for family in found)
-    return "\n".join(f"{family['name']:<{width}}  {family['models']}" for family in found)
+    line = "{name:<{width}}  {kind}  {models}"
+    return "\n".join(line.format(width=width, **family) for family in found)
 
 
 def presets(found: Sequence[Mapping[str, object]]) -> str:

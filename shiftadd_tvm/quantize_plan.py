@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
 from shiftadd_tvm import families, packed_config
@@ -72,6 +72,15 @@ def check_tensors(checkpoint: Checkpoint) -> Decoder:
     Raises `BadFileError` for what is missing or of another shape, `UnsupportedError` for a model that
     is not supported, or only in part: a tensor that nothing would read is part of another model.
     """
+    refuse_quantized(checkpoint)
+    decoder = families.read_config(checkpoint.config, checkpoint.path)
+    expected = decoder.tensor_shapes()
+    check_named(checkpoint, expected, lambda name: _known(checkpoint, decoder, name, expected))
+    return decoder
+
+
+def refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Raise `UnsupportedError` for weights of a quantization that was not read as floats."""
     if "quantization_config" in checkpoint.config:
         found = checkpoint.config["quantization_config"]
         method = found.get("quant_method") if isinstance(found, dict) else found
@@ -79,9 +88,13 @@ def check_tensors(checkpoint: Checkpoint) -> Decoder:
             f"{checkpoint.path} is quantized already (quant_method {method!r}), expected float "
             "weights, GPTQ or AWQ; give the original checkpoint."
         )
-    decoder = families.read_config(checkpoint.config, checkpoint.path)
-    expected = decoder.tensor_shapes()
-    extra = [name for name in checkpoint.names() if not _known(checkpoint, decoder, name, expected)]
+
+
+def check_named(
+    checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]], known: Callable[[str], bool]
+) -> None:
+    """Raise unless a checkpoint's tensors are the `expected` ones, beside what else is `known`."""
+    extra = [name for name in checkpoint.names() if not known(name)]
     if extra:
         raise UnsupportedError(
             f"{checkpoint.path}: tensor {extra[0]}{_and_more(extra)} is not part of a "
@@ -95,7 +108,6 @@ def check_tensors(checkpoint: Checkpoint) -> Decoder:
                 f"{checkpoint.path}: tensor {name} has shape {list(found_shape)}, expected "
                 f"{list(shape)} by its config.json; use the config.json of this checkpoint."
             )
-    return decoder
 
 
 def _known(checkpoint: Checkpoint, decoder: Decoder, name: str, expected: Container[str]) -> bool:

@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from shiftadd_tvm import cpu, families, quantize_memory, quantize_time
+from shiftadd_tvm import cpu, encoder_families, families, quantize_memory, quantize_time
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.effort import EFFORTS
 from shiftadd_tvm.errors import UnsupportedError
 from shiftadd_tvm.families import Decoder
-from shiftadd_tvm.packed_config import make_layout
+from shiftadd_tvm.encoder_model import STATES
+from shiftadd_tvm.onnx_packed import GraphLayout
+from shiftadd_tvm.packed_config import make_coding, make_layout
 from shiftadd_tvm.settings import QuantizeSettings
 
 Fields = dict[str, object]
@@ -36,6 +38,8 @@ def inspect_source(path: str | Path, config: Path | None) -> Fields:
         return {**_HEAD, "supported": False, "reason": str(error), "nearest": None}
     found = _tensors(checkpoint)
     try:
+        if encoder_families.is_encoder(checkpoint.config):
+            return {**_HEAD, **found, **_encoder(checkpoint)}
         quantize_plan = importlib.import_module("shiftadd_tvm.quantize_plan")
         quantize_plan.check_tensors(checkpoint)
     except UnsupportedError as error:
@@ -82,6 +86,30 @@ def _supported(checkpoint: Checkpoint, decoder: Decoder) -> Fields:
     }
 
 
+def _encoder(checkpoint: Checkpoint) -> Fields:
+    """Return what an encoder is, and its packed sizes; the rest of it is kept in float32."""
+    encoder, heads = importlib.import_module("shiftadd_tvm.encoder_plan").check(checkpoint)
+    shapes, embedded = encoder.linear_shapes(), encoder.embedded
+    coded = sum(map(math.prod, shapes.values()))
+    kept = 4 * (sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names()) - coded)
+    packed: list[Fields] = []
+    for bits in BITS:
+        coding = make_coding(QuantizeSettings(bits=bits), list(shapes))
+        layout = GraphLayout(**coding, shapes=dict(shapes), members=tuple(encoder.input_groups()))
+        size = layout.linear_bytes() + kept
+        effective = layout.effective_bits()
+        packed.append({"bits": bits, "effective_bits": effective, "bytes": size})
+    return {
+        "supported": True,
+        "layers": encoder.layers,
+        "hidden": encoder.hidden,
+        "input": str(embedded),
+        "outputs": [STATES, *(head.output for head in heads)],
+        "packed": packed,
+        "machine_memory_bytes": cpu.memory(),
+    }
+
+
 def _size(checkpoint: Checkpoint, decoder: Decoder, bits: int) -> Fields:
     """Return the size of a packed model, and what its artifact holds in memory while it runs."""
     layout = make_layout(decoder, QuantizeSettings(bits=bits))
@@ -124,8 +152,11 @@ def nearest(names: Iterable[str]) -> str | None:
     """Return the supported model type whose tensors' names are most like `names`, if any are."""
     found = _shape_of(names)
     likeness = {}
-    for family in families.names():
-        module = families.load({"model_type": family})
+    modules: dict[str, families.Family | encoder_families.Family] = {
+        **{name: families.load({"model_type": name}) for name in families.names()},
+        **{name: encoder_families.load(name) for name in encoder_families.names()},
+    }
+    for family, module in modules.items():
         own = _shape_of(module.read_config(module.tiny_config()).tensor_shapes())
         likeness[family] = len(found & own) / len(found | own)
     # several families name their tensors as LLaMA does, which is the plainest of them

@@ -49,6 +49,7 @@ class QuantizePlan:
     output: Path
     settings: "QuantizeSettings"
     fields: dict[str, Any]
+    is_graph: bool = False  # an ONNX file, or an encoder
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,12 @@ def plan_quantize(
     if _module("onnx_workflow").is_graph(source, outputs):
         graph = _module("onnx_workflow").plan(source, settings, outputs, config, target_size)
         place = Path(output) if output else quantized_output(source, settings.bits)
-        return QuantizePlan(graph, place, graph.settings, graph.fields)
+        return QuantizePlan(graph, place, graph.settings, graph.fields, is_graph=True)
     checkpoint = _module("checkpoint").open_checkpoint(source, config)
+    if _module("encoder_families").is_encoder(checkpoint.config):
+        graph = _module("onnx_workflow").plan_encoder(checkpoint, settings, target_size)
+        place = Path(output) if output else quantized_output(source, settings.bits)
+        return QuantizePlan(graph, place, graph.settings, graph.fields, is_graph=True)
     planning = _module("quantize_plan")
     if target_size is not None:
         bits = planning.bits_within(checkpoint, settings, target_size)
@@ -130,7 +135,7 @@ def plan_quantize(
 def check_memory(plan: QuantizePlan, limit: float | None = None) -> int:
     """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB, or
     the machine's memory."""
-    if _module("onnx_workflow").is_graph(plan.checkpoint.path):
+    if plan.is_graph:
         return _module("onnx_workflow").check_memory(plan.checkpoint, limit)
     decoder = _module("families").read_config(plan.checkpoint.config)
     needed: int = _module("quantize_memory").check(decoder, plan.settings, limit)
@@ -145,7 +150,7 @@ def run_quantize(
     progress: QuantizeProgress | None = None,
 ) -> "QuantizeReport":
     """Carry out a plan."""
-    if _module("onnx_workflow").is_graph(plan.checkpoint.path):
+    if plan.is_graph:
         graph = _module("onnx_quantization")
         return graph.quantize(plan.checkpoint, plan.output, force=force, progress=progress)
     report: QuantizeReport = _module("quantization").quantize(
@@ -194,10 +199,6 @@ def plan_compile(
     """
     backends = _module("backend")
     backend = backends.load(target) if target else backends.detect()
-    if calib is not None and not _module("onnx_workflow").is_graph(source):
-        raise UsageError(
-            f"compile takes --calib for ONNX files, {source} is none; quantize it first, with --calib."
-        )
     plan = plan_source(
         source, output, backend, bits, config, effort, calib=calib, outputs=outputs, **settings
     )
@@ -207,7 +208,7 @@ def plan_compile(
         compiler = _module("compiler")
     if plan.quantize is not None:
         check_memory(plan.quantize)
-        if _module("onnx_workflow").is_graph(source):
+        if plan.quantize.is_graph:
             return plan
         decoder = _module("families").read_config(plan.quantize.checkpoint.config)
         compiler.check_context(decoder.positions, plan.settings.context)
@@ -231,6 +232,8 @@ def plan_source(
     """
     chosen = _module("compile_settings").CompileSettings(**settings)
     if _module("packed").is_packed(source):
+        if calib is not None:
+            _refuse_calib(source)
         if bits is not None or config is not None or outputs:
             raise UsageError(
                 f"{source} is a packed model, its bits and its config.json are fixed; leave out "
@@ -245,6 +248,8 @@ def plan_source(
         calibration_text=None if calib is None else str(calib),
     )
     first = plan_quantize(source, None, wanted, config=config, outputs=outputs)
+    if calib is not None and not first.is_graph:
+        _refuse_calib(source)
     place = Path(output) if output else compiled_output(first.output, backend.name)
     reused = first.output.exists()
     if reused:
@@ -252,9 +257,16 @@ def plan_source(
     return CompilePlan(first.output, place, backend, None if reused else first, reused, chosen)
 
 
+def _refuse_calib(source: str | Path) -> None:
+    raise UsageError(
+        f"compile takes --calib for ONNX files and encoders, {source} is neither; quantize it first, "
+        "with --calib."
+    )
+
+
 def _check_same(plan: QuantizePlan) -> None:
     """Raise `OutputError` unless the packed model at the plan's output is what it would make."""
-    if _module("onnx_workflow").is_graph(plan.checkpoint.path):
+    if plan.is_graph:
         if _module("onnx_quantization").made_by(plan.output, plan.checkpoint):
             return
     elif _module("packed").is_packed(plan.output):

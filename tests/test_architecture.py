@@ -63,7 +63,7 @@ def test_sizes_and_docstring(path: Path) -> None:
 
 def variations() -> list[tuple[str, str]]:
     """Return (package, module) for every variation that is found by its file's name."""
-    packages = ["accuracy.methods", "decoders", "families", "ops", "quantizers"]
+    packages = ["accuracy.methods", "decoders", "encoder_families", "families", "ops", "quantizers"]
     targets = [path.parent.name for path in sorted((ROOT / "schedules").glob("*/__init__.py"))]
     packages += [f"schedules.{target}" for target in targets]
     folders = {name: ROOT / "shiftadd_tvm" / name.replace(".", "/") for name in packages}

@@ -12,7 +12,7 @@ import pytest
 from command import call, call_here, fails, result
 from conftest import Tiny
 
-from shiftadd_tvm import families
+from shiftadd_tvm import encoder_families, families
 
 VERBS = ["quantize", "compile", "tune", "run", "chat", "eval", "bench"]
 VERBS += ["verify", "inspect", "report", "config", "doctor", "targets", "families"]
@@ -235,7 +235,8 @@ def test_targets() -> None:
 
 def test_families() -> None:
     found = result("families")["families"]
-    assert [family["name"] for family in found] == families.names()
+    names = [*families.names(), *encoder_families.names()]
+    assert [family["name"] for family in found] == names
     assert all(family["models"] for family in found)
 
 

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from typing import Protocol
 
+from shiftadd_tvm import encoder_families
 from shiftadd_tvm.config_fields import Config
 from shiftadd_tvm.decoder_model import Decoder
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
@@ -38,8 +39,9 @@ def names() -> list[str]:
 
 
 def listing() -> list[dict[str, str]]:
-    """Return the model type of every family and the models that it reads."""
-    return [{"name": name, "models": load({"model_type": name}).TITLE} for name in names()]
+    """Return the model type of every family, what it is, and the models that it reads."""
+    found = ((name, load({"model_type": name}).TITLE) for name in names())
+    return [{"name": name, "kind": "decoder", "models": title} for name, title in found]
 
 
 def load(config: Config) -> Family:
@@ -50,11 +52,17 @@ def load(config: Config) -> Family:
             f"config.json has model_type {model_type!r}, expected a name such as 'llama'; "
             "use the config.json that belongs to the checkpoint."
         )
+    if encoder_families.is_encoder(config):
+        raise UnsupportedError(
+            f"Model type {model_type!r} is an encoder, expected a language model here; compile it and "
+            "call the artifact (docs/models.md)."
+        )
     if model_type not in names():
-        near = difflib.get_close_matches(model_type, names(), 1, 0.4)
+        known = [*names(), *encoder_families.names()]
+        near = difflib.get_close_matches(model_type, known, 1, 0.4)
         hint = f"the nearest is {near[0]!r}; " if near else ""
         raise UnsupportedError(
-            f"Model type {model_type!r} is not supported: {hint}supported are {', '.join(names())}."
+            f"Model type {model_type!r} is not supported: {hint}supported are {', '.join(known)}."
         )
     family: Family = importlib.import_module(f"{__name__}.{model_type}")
     return family

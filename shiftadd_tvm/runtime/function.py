@@ -25,6 +25,7 @@ class FunctionModel(Model):
         run here or is of another kind."""
         super().__init__(artifact, threads=threads)
         self.signatures = self.artifact.signatures()
+        self._limits = self.artifact.size_limits()
 
     @staticmethod
     def check_kind(artifact: Artifact) -> None:
@@ -49,14 +50,14 @@ class FunctionModel(Model):
             )
         signature = self.signatures[function]
         given = {**(inputs or {}), **named}
-        check(given, signature)
+        check(given, signature, self._limits)
         found = self.call(function, *(given[spec.name] for spec in signature.inputs))
         return {spec.name: a for spec, a in zip(signature.outputs, found, strict=True)}
 
 
-def check(given: Mapping[str, Array], signature: Signature) -> None:
+def check(given: Mapping[str, Array], signature: Signature, limits: Mapping[str, int]) -> None:
     """Raise `UsageError` unless `given` has the names, dtypes and shapes of the inputs; sizes that vary
-    are equal wherever they have one name."""
+    are equal wherever they have one name, and at most its limit, if it has one."""
     expected = {spec.name: spec for spec in signature.inputs}
     if set(given) != set(expected):
         raise UsageError(
@@ -74,6 +75,11 @@ def check(given: Mapping[str, Array], signature: Signature) -> None:
             raise UsageError(
                 f"The input {name} is {array.dtype} {list(array.shape)}, expected {_text(spec)}"
                 f"{''.join(f', {n} = {s}' for n, s in sizes.items() if n in spec.shape)}."
+            )
+    for name, size in sizes.items():
+        if size > limits.get(name, size):
+            raise UsageError(
+                f"The inputs have {size} {name}, expected at most {limits[name]}; give shorter ones."
             )
 
 
