@@ -1,6 +1,8 @@
-"""Quantize DINOv2 ViT-S/14 from its ONNX file, compile it, and compare features with ONNX Runtime's.
+"""Quantize DINOv2 ViT-S/14, compile it, and compare features with ONNX Runtime's of the original.
 
-    python examples/dinov2.py [--bits 4 3] [--data-free]
+    python examples/dinov2.py [--bits 4 3] [--data-free] [--checkpoint]
+
+It is quantized from its ONNX file, or with `--checkpoint` as one of Hugging Face (dinov2_checkpoint.py).
 
 The features are the last layer's of every patch and of the whole image (257 x 384), before the saliency
 head that the file ends with. Photographs are those of scikit-learn: the lower two thirds of each give
@@ -11,8 +13,10 @@ the calibration crops, the upper third the test crops, so that no pixel is in bo
 import argparse
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import dinov2_checkpoint
 import fetch_data
 import numpy as np
 import onnxruntime
@@ -26,6 +30,16 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, a
 CALIBRATION, TEST = 16, 8  # crops
 
 Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is quantized: a file or folder, and how its input and features are called."""
+
+    path: Path
+    input: str
+    features: str
+    outputs: tuple[str, ...]  # values of a graph that take the place of its outputs
 
 
 def crops(photographs: list[Array], count: int, upper: bool, seed: int) -> Array:
@@ -68,16 +82,19 @@ def compare(found: Array, expected: Array) -> dict[str, float]:
     }
 
 
-def measure(graph: Path, bits: int, examples: Path | None, images: Array, expected: Array) -> str:
+def measure(source: Source, bits: int, examples: Path | None, images: Array, expected: Array) -> str:
     """Return a row of the table."""
     with tempfile.TemporaryDirectory(prefix="dinov2-") as folder:
         packed, artifact = Path(folder) / "packed", Path(folder) / "artifact"
         calibration = {} if examples is None else {"calibration_text": str(examples)}
-        report = shiftadd_tvm.quantize(graph, packed, bits=bits, outputs=[FEATURES], **calibration)
+        outputs = source.outputs
+        report = shiftadd_tvm.quantize(
+            source.path, packed, bits=bits, outputs=outputs, **calibration
+        )
         shiftadd_tvm.compile(packed, artifact)
         model = shiftadd_tvm.load(artifact)
         started = time.perf_counter()
-        parts = [model({INPUT: image[None]})[FEATURES] for image in images]
+        parts = [model({source.input: image[None]})[source.features] for image in images]
         seconds = (time.perf_counter() - started) / len(images)
     values = compare(np.concatenate(parts), expected)
     return (
@@ -93,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3], choices=[1, 2, 3, 4])
     parser.add_argument("--data-free", action="store_true", help="without calibration crops")
+    parser.add_argument("--checkpoint", action="store_true", help="from Hugging Face's form of it")
     arguments = parser.parse_args()
     cache = fetch_data.cache_folder()
     (package,) = (one for one in fetch_data.PACKAGES if one.name == "vision")
@@ -104,12 +122,15 @@ def main() -> None:
     print("| bits | effective | linears | cosine, mean | least | image's | largest error | an image |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="dinov2-") as folder:
-        examples = None
+        source, examples = Source(graph, INPUT, FEATURES, (FEATURES,)), None
+        if arguments.checkpoint:
+            path = dinov2_checkpoint.write_checkpoint(graph, Path(folder) / "dinov2-small")
+            source = Source(path, "pixel_values", "last_hidden_state", ())
         if not arguments.data_free:
             examples = Path(folder) / "examples.npz"
-            np.savez(examples, **{INPUT: crops(photographs, CALIBRATION, upper=False, seed=0)})
+            np.savez(examples, **{source.input: crops(photographs, CALIBRATION, upper=False, seed=0)})
         for bits in arguments.bits:
-            print(measure(graph, bits, examples, images, expected), flush=True)
+            print(measure(source, bits, examples, images, expected), flush=True)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,11 @@ class _Writer:
 
     def model(self, heads: tuple[Head, ...]) -> onnx.ModelProto:
         encoder = self._encoder
-        images = isinstance(encoder.embedded, Images)
-        x, mask = self._images(encoder.embedded) if images else self._words(encoder.embedded)
+        embedded = encoder.embedded
+        if isinstance(embedded, Images):
+            x, mask = self._images(embedded), ""
+        else:
+            x, mask = self._words(embedded)
         for block in encoder.blocks():
             x = self._block(x, f"{block}.", mask)
         x = self._norm(x, encoder.final_norm) if encoder.final_norm else x
@@ -82,7 +85,7 @@ class _Writer:
         return output
 
     def _constant(self, value: object, dtype: type = np.int64) -> str:
-        array = np.array(value, dtype)
+        array: Array = np.array(value, dtype)
         name = f"constant.{array.dtype}.{array.tolist()}".replace(" ", "")
         self._tensors[name] = array
         return name
@@ -99,8 +102,8 @@ class _Writer:
             self._tensors[turned] = np.ascontiguousarray(self._read(name).T)
         return turned
 
-    def _images(self, kind: Images) -> tuple[str, str]:
-        """Return x (batch, sequence, hidden) of images, and that nothing is masked."""
+    def _images(self, kind: Images) -> str:
+        """Return x (batch, sequence, hidden) of images."""
         hidden = self._encoder.hidden
         sizes = (BATCH, kind.channels, kind.height, kind.width)
         pixels = self._input("pixel_values", TensorProto.FLOAT, *sizes)
@@ -111,16 +114,16 @@ class _Writer:
         x = self._node("Reshape", x, self._constant([0, hidden, count]))
         x = self._node("Transpose", x, perm=[0, 2, 1])
         if not kind.tokens:
-            return self._node("Add", x, self._tensor(kind.positions)), ""
+            return self._node("Add", x, self._tensor(kind.positions))
         front = np.concatenate([self._read(name) for name in kind.tokens], axis=1)
         self._tensors["tokens"] = front
         batch = self._node("Shape", pixels, start=0, end=1)
         sizes_of_front = self._node("Concat", batch, self._constant(list(front.shape[1:])), axis=0)
         x = self._node("Concat", self._node("Expand", "tokens", sizes_of_front), x, axis=1)
-        return self._node("Add", x, self._tensor(kind.positions)), ""
+        return self._node("Add", x, self._tensor(kind.positions))
 
     def _words(self, kind: Words) -> tuple[str, str]:
-        """Return x (batch, tokens, hidden) of texts, and what is added to scores (batch, 1, 1, tokens)."""
+        """Return x (batch, tokens, hidden) of texts, and what scores add (batch, 1, 1, tokens)."""
         ids, mask, *types = [
             self._input(name, TensorProto.INT64, BATCH, TOKENS) for name in kind.names
         ]

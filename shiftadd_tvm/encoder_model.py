@@ -1,4 +1,4 @@
-"""What the later stages need to know of a transformer encoder: its input, blocks, heads and names, as data.
+"""What the later stages need of a transformer encoder: its input, blocks, heads and names, as data.
 
 A family (`encoder_families/`) reads an `Encoder` out of a config.json, as a decoder family reads a
 `Decoder`. Attention looks both ways and there is no cache: an encoder is a function from images or token

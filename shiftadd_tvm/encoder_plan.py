@@ -39,7 +39,9 @@ def check(checkpoint: Checkpoint) -> tuple[Encoder, tuple[Head, ...]]:
     expected = {n: shape for n, shape in encoder.tensor_shapes().items() if n not in left}
     if isinstance(encoder.embedded, Images) and _grid(encoder, checkpoint):
         del expected[encoder.embedded.positions]
-    known = lambda name: name in encoder.tensor_shapes() or name.startswith(encoder.unread)
+    names = encoder.tensor_shapes().keys()
+    trained = lambda name: (encoder.base + name).startswith(encoder.unread)
+    known = lambda name: name in names or name.startswith(encoder.unread) or trained(name)
     check_named(checkpoint, expected, known)
     return encoder, heads
 
@@ -70,10 +72,10 @@ def plan(checkpoint: Checkpoint, settings: QuantizeSettings) -> GraphPlan:
     dense = [p.path for head in heads for p in head.steps if isinstance(p, Projection)]
     if isinstance(encoder.embedded, Images):
         dense.insert(0, encoder.embedded.projection)
+        limits = {}
+    else:
+        limits = {encoder_graph.TOKENS: encoder.embedded.limit}
     prepared = Prepared(model, read, encoder.input_groups(), dense)
-    limits = {} if isinstance(encoder.embedded, Images) else {
-        encoder_graph.TOKENS: encoder.embedded.limit
-    }
     source = Source(
         path=checkpoint.path,
         source_hash=checkpoint.source_hash(),
@@ -127,8 +129,8 @@ def golden_inputs(encoder: Encoder, config: Mapping[str, object], seed: int) -> 
     """Return inputs of a normal distribution, or random words, the second text shorter than the first."""
     rng, embedded = np.random.Generator(np.random.PCG64(seed)), encoder.embedded
     if isinstance(embedded, Images):
-        shape = (EXAMPLES, embedded.channels, embedded.height, embedded.width)
-        return {"pixel_values": rng.standard_normal(shape).astype(np.float32)}
+        image = (EXAMPLES, embedded.channels, embedded.height, embedded.width)
+        return {"pixel_values": rng.standard_normal(image).astype(np.float32)}
     shape = (EXAMPLES, min(LENGTH, embedded.limit))
     found = {"input_ids": rng.integers(0, embedded.vocabulary, shape)}
     found["attention_mask"] = np.ones(shape, np.int64)

@@ -76,13 +76,18 @@ class GraphPlan:
         return self.source.path
 
     @property
+    def config(self) -> dict[str, object]:
+        """Return the config.json of the packed model, without its quantization_config."""
+        return dict(self.source.config)
+
+    @property
     def fields(self) -> dict[str, object]:
         """Return the estimate under the field names of the command line's JSON."""
         layout, bits = self.layout, self.layout.bits
         shapes = layout.linears().items()
         graph_bytes = self.prepared.model.ByteSize()
         return {
-            "model_type": self.source.config["model_type"],
+            "model_type": self.config["model_type"],
             "stored_as": self.source.stored_as,
             "examples": count(self.examples),
             "layers": [{"name": n, "bits": bits[n], "shape": list(s)} for n, s in shapes],
@@ -261,7 +266,7 @@ class _Coding:
             "modules_to_not_convert": plan.prepared.dense,
             "limits": dict(plan.source.limits),
         }
-        packed_writer.write_config(self._folder, dict(plan.source.config), quantization)
+        packed_writer.write_config(self._folder, plan.config, quantization)
         for name, content in plan.source.files.items():
             (self._folder / name).write_bytes(content)
 

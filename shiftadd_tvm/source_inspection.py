@@ -13,9 +13,9 @@ from pathlib import Path
 from shiftadd_tvm import cpu, encoder_families, families, quantize_memory, quantize_time
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.effort import EFFORTS
+from shiftadd_tvm.encoder_model import STATES
 from shiftadd_tvm.errors import UnsupportedError
 from shiftadd_tvm.families import Decoder
-from shiftadd_tvm.encoder_model import STATES
 from shiftadd_tvm.onnx_packed import GraphLayout
 from shiftadd_tvm.packed_config import make_coding, make_layout
 from shiftadd_tvm.settings import QuantizeSettings

@@ -42,7 +42,7 @@ def pair(config: Config, key: str, default: int) -> tuple[int, int]:
             f"config.json has {key} = {value!r}, expected a positive number of pixels, or two; "
             "use the config.json that belongs to the checkpoint."
         )
-    return sizes[0], sizes[1]
+    return int(str(sizes[0])), int(str(sizes[1]))
 
 
 def pooler(config: Config, path: str, hidden: int, width: int | None = None) -> Head:

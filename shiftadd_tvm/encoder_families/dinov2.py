@@ -18,7 +18,7 @@ def read_config(config: Config) -> Encoder:
     base = _parts.architecture(config, FAMILY, ARCHITECTURES) == ARCHITECTURES[0]
     head = Head("pooler_output") if base else classifier(config, rows="first and mean")
     hidden = field(config, "hidden_size", int)
-    inner = int(hidden * field(config, "mlp_ratio", float, 4.0))
+    inner = hidden * field(config, "mlp_ratio", int, 4)
     found = vit_like(
         config, FAMILY, outputs=(head,), intermediate=inner, patch=14, epsilon=1e-6
     )

@@ -16,8 +16,9 @@ std::string shape_text(const int64_t* shape, int32_t ndim) {
   return text + ")";
 }
 
-// Check an input against its signature; sizes of one name must be alike in all inputs.
-void check_input(const TensorSpec& spec, const shiftadd_tensor& given, std::map<std::string, int64_t>& sizes) {
+// Check an input against its signature; sizes of one name must be alike in all inputs, and within its limit.
+void check_input(const Manifest& manifest, const TensorSpec& spec, const shiftadd_tensor& given,
+                 std::map<std::string, int64_t>& sizes) {
   const std::string name = "Input " + quoted(spec.name);
   if (given.dtype != spec.type->dtype) {
     const ElementType* found = element_type(given.dtype);
@@ -38,6 +39,13 @@ void check_input(const TensorSpec& spec, const shiftadd_tensor& given, std::map<
     misuse(name + " has shape " + (given.shape ? shape_text(given.shape, std::clamp(given.ndim, 0, 16)) : "NULL") +
            ", expected " + expected + ").");
   }
+  for (size_t i = 0; i < spec.shape.size(); ++i) {
+    const int64_t most = spec.shape[i] == TensorSpec::kVaries ? manifest.limit(spec.symbols[i]) : INT64_MAX;
+    if (given.shape[i] > most) {
+      misuse(name + " has " + std::to_string(given.shape[i]) + " " + spec.symbols[i] + ", expected at most " +
+             std::to_string(most) + ".");
+    }
+  }
 }
 
 Object input_tensor(const TensorSpec& spec, const shiftadd_tensor& given) {
@@ -48,14 +56,15 @@ Object input_tensor(const TensorSpec& spec, const shiftadd_tensor& given) {
                                : copied_tensor(given.data, *spec.type, shape);
 }
 
-std::vector<Object> input_tensors(const Signature& function, const shiftadd_tensor* inputs, size_t count) {
+std::vector<Object> input_tensors(const Manifest& manifest, const Signature& function,
+                                  const shiftadd_tensor* inputs, size_t count) {
   std::vector<Object> tensors;
   std::map<std::string, int64_t> sizes;
   for (const TensorSpec& spec : function.inputs) {
     const auto named = [&](const shiftadd_tensor& given) { return given.name && spec.name == given.name; };
     const shiftadd_tensor* found = std::find_if(inputs, inputs + count, named);
     if (found == inputs + count) misuse("Function " + quoted(function.name) + " needs an input " + quoted(spec.name) + ".");
-    check_input(spec, *found, sizes);
+    check_input(manifest, spec, *found, sizes);
     tensors.push_back(input_tensor(spec, *found));
   }
   if (count != function.inputs.size()) {
@@ -112,7 +121,7 @@ shiftadd_status shiftadd_call(shiftadd_model* model, const char* function, const
     const Signature& signature = m.function(function);
     std::vector<Object> outputs;
     m.machine().run([&] {
-      const std::vector<Object> tensors = input_tensors(signature, inputs, input_count);
+      const std::vector<Object> tensors = input_tensors(m.manifest(), signature, inputs, input_count);
       std::vector<Named> arguments;
       for (size_t i = 0; i < tensors.size(); ++i) arguments.push_back({signature.inputs[i].name, tensors[i]});
       try {

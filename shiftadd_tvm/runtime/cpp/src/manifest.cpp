@@ -71,7 +71,11 @@ void Manifest::read() {
     parameters_.push_back(tensor(entry, "parameter", false));
   }
   read_functions();
-  if (is_decoder()) read_decoder();
+  if (is_decoder()) {
+    read_decoder();
+  } else {
+    read_limits();
+  }
 }
 
 void Manifest::bad(const std::string& what) const {
@@ -182,6 +186,19 @@ void Manifest::read_functions() {
     functions_.push_back(
         {name, tensors(member(entry, "inputs"), where), tensors(member(entry, "outputs"), where), taken});
   }
+}
+
+void Manifest::read_limits() {
+  for (const json::Value entry : section("limits", json::Kind::kObject)) {
+    const std::optional<int64_t> most = between(entry, 0, kMaxSize - 1);
+    if (!most) bad("limits." + std::string(entry.key()) + " is " + shown(entry) + ", expected a whole number");
+    limits_.emplace(entry.key(), *most);
+  }
+}
+
+int64_t Manifest::limit(const std::string& symbol) const {
+  const auto found = limits_.find(symbol);
+  return found == limits_.end() ? INT64_MAX : found->second;
 }
 
 void Manifest::read_decoder() {

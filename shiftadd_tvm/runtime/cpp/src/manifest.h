@@ -68,6 +68,9 @@ class Manifest {
   // The architecture of the GPU that computes, such as "sm_90"; "": the processor does.
   std::string device() const;
 
+  // The most that a size of that name may be in a function's inputs.
+  int64_t limit(const std::string& symbol) const;
+
   // The function of that name, or nullptr.
   const Signature* function(std::string_view name) const;
 
@@ -86,6 +89,7 @@ class Manifest {
   void read_files();
   void read_functions();
   void read_decoder();
+  void read_limits();
   void check_decoder() const;
   void check_cache(const Signature& function) const;
   json::Value section(const char* key, json::Kind kind) const;
@@ -103,6 +107,7 @@ class Manifest {
   std::vector<TensorSpec> parameters_;
   std::vector<Signature> functions_;
   std::map<std::string, FileRecord> files_;
+  std::map<std::string, int64_t> limits_;
 };
 
 }  // namespace shiftadd::internal
