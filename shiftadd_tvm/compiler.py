@@ -23,7 +23,7 @@ from shiftadd_tvm.coded_tensors import CodedTensors
 from shiftadd_tvm.compile_settings import BATCHES, CompileSettings
 from shiftadd_tvm.cuda import codegen, toolkit
 from shiftadd_tvm.errors import UsageError
-from shiftadd_tvm.files import canonical_json, sha256, staged
+from shiftadd_tvm.files import canonical_json, compact_json, sha256, staged
 from shiftadd_tvm.ops import OP, lut_float
 from shiftadd_tvm.ops.attention import PAGE
 from shiftadd_tvm.packed import GOLDEN, PackedModel
@@ -388,10 +388,10 @@ def gate(
 ) -> dict[str, object] | None:
     """Write the manifest and, where the target runs here, check the artifact; raise `GateError`."""
     path = folder / artifact.MANIFEST
-    path.write_bytes(canonical_json(manifest))
+    path.write_bytes(compact_json(manifest))
     if not settings.verify or not backend.runs_here():
         return None
     progress("verifying against the packed model")
     result = verification.verify(folder)
-    path.write_bytes(canonical_json({**manifest, "verified": True}))
+    path.write_bytes(compact_json({**manifest, "verified": True}))
     return asdict(result)

@@ -35,6 +35,24 @@ def canonical_json(value: object) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
 
 
+def compact_json(value: object) -> bytes:
+    """Return `value` as `canonical_json` does, but lines end at its first two levels, and no blanks.
+
+    A manifest lists hundreds of tensors: with a line for each number, half of it is white space.
+    """
+    return (_lines(value, 2) + "\n").encode("utf-8")
+
+
+def _lines(value: object, levels: int) -> str:
+    write = lambda part: json.dumps(part, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    if not levels or not value or not isinstance(value, dict | list):
+        return write(value)
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(_lines(entry, levels - 1) for entry in value) + "\n]"
+    members = (f"{write(key)}:{_lines(value[key], levels - 1)}" for key in sorted(value))
+    return "{\n" + ",\n".join(members) + "\n}"
+
+
 def refuse_existing(output: Path, marker: str, force: bool) -> None:
     """Raise `OutputError` when `output` exists and may not be replaced.
 

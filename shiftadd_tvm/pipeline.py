@@ -45,9 +45,11 @@ PLAN = (
     relax.transform.CallTIRRewrite,
     relax.transform.StaticPlanBlockMemory,
 )
+# No KillAfterLastUse: tensors are views of a few planned storages, and parameters are the host's own, so
+# that its calls, a third of all those of a decode step, would free nothing before the function's end.
 LOWER = (
     relax.transform.LowerAllocTensor,
-    relax.transform.KillAfterLastUse,
+    relax.transform.CanonicalizeBindings,
     relax.transform.LowerRuntimeBuiltin,
     relax.transform.ComputePrimValue,
     relax.transform.VMShapeLower,

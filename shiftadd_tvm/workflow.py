@@ -388,7 +388,7 @@ def _mark_verified(artifact: "Artifact") -> None:
     manifest = artifact.path / _module("artifact").MANIFEST
     temporary = manifest.with_suffix(".tmp")
     try:
-        content = _module("files").canonical_json({**artifact.manifest, "verified": True})
+        content = _module("files").compact_json({**artifact.manifest, "verified": True})
         temporary.write_bytes(content)
         temporary.replace(manifest)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import resource
 import signal
@@ -187,3 +188,12 @@ def test_canonical_json() -> None:
     text = files.canonical_json(value)
     assert text == files.canonical_json(dict(reversed(value.items())))
     assert text.endswith(b"}\n") and "ü".encode() in text
+
+
+def test_compact_json() -> None:
+    """A line for each entry of a list or object in the manifest, none within."""
+    value = {"b": [{"n": [1, 2]}, 3], "a": {"z": "ü", "y": {"x": None}}, "c": {}}
+    text = files.compact_json(value)
+    assert json.loads(text) == value and text == files.compact_json(dict(reversed(value.items())))
+    lines = ["{", '"a":{', '"y":{"x":null},', '"z":"ü"', "},", '"b":[', '{"n":[1,2]},', "3", "],"]
+    assert text.decode().splitlines() == [*lines, '"c":{}', "}"]

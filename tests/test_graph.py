@@ -1,5 +1,6 @@
 """The graph that ships: decode looks up and adds, read off the lowered module."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -356,3 +357,12 @@ def test_parameters_are_not_checked_on_every_call(lowered: IRModule, case: Case)
     # each parameter is still taken where it is used, a tied embedding twice
     count = len(case.parameters)
     assert count <= text.count("= parameters[") <= count + 2
+
+
+def test_memory_is_planned_and_nothing_is_killed_early(lowered: IRModule) -> None:
+    """A few storages serve all tensors of a step, so that no call is spent on letting go of one."""
+    for name in (*DECODES, "prefill"):
+        text = lowered[name].script()
+        assert text.count("alloc_storage") <= 10 < text.count("alloc_tensor")
+        assert "kill" not in text and "null_value" not in text
+        assert "vm.builtin.copy" not in text and not re.search(r"= lv\d*$", text, re.MULTILINE)

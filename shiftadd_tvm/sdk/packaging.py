@@ -9,7 +9,7 @@ from typing import Any
 
 from shiftadd_tvm import artifact, sdk, static_runtime
 from shiftadd_tvm.compile_settings import PACKAGES
-from shiftadd_tvm.files import canonical_json, sha256
+from shiftadd_tvm.files import compact_json, sha256
 from shiftadd_tvm.sdk import host, single
 from shiftadd_tvm.toolchain import ZIG, find_compiler
 
@@ -47,7 +47,7 @@ def package(
     own = {**manifest, "files": _own_files(manifest), "verified": verified}
     with tempfile.TemporaryDirectory(prefix="shiftadd-link-") as place:
         inner = Path(place) / artifact.MANIFEST
-        inner.write_bytes(canonical_json(own))
+        inner.write_bytes(compact_json(own))
         nothing = Path(place) / artifact.LIBRARY
         nothing.touch()
         files = {name: folder / name for name in names}
