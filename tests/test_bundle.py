@@ -1,6 +1,7 @@
 """Bundles and single libraries: what is in them, what they need, and that C and C++ find them.
 
-The examples are built as a project of their own, by CMake and by pkg-config; the bundle was moved.
+The examples are built as a project of their own, by CMake and by pkg-config. The bundle is the one that
+the shell walk-through makes; it was moved.
 """
 
 import json
@@ -8,26 +9,31 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from command import call as command
-from conftest import Tiny
+from conftest import CALIBRATION, Tiny
+from tokenizers import Tokenizer
 
 from shiftadd_tvm import config_command, cpu, sdk, toolchain, workflow
-from shiftadd_tvm.artifact import LIBRARY, PARAMETERS, Artifact
+from shiftadd_tvm.artifact import LIBRARY, MANIFEST, PARAMETERS, Artifact
 from shiftadd_tvm.compile_settings import CompileSettings
 from shiftadd_tvm.errors import BadFileError, UsageError
 from shiftadd_tvm.inspection import inspect
 from shiftadd_tvm.runtime.engine import Engine
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "cpp"
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples" / "cpp"
 PROMPT = (40, 50, 60, 70)
 SYSTEM = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1")
 ARM_LIBRARIES = Path("/usr/aarch64-linux-gnu/lib")  # where Debian keeps those of ARM
 OLD = ("libdl.so.2", "libpthread.so.0")  # empty since glibc 2.34, and a part of it before
-REAL = 1_400_000  # more bytes has a real model's code: 1.3 million SmolLM2's, with its manifest
+MOST, MOST_SINGLE = 8_000_000, 6_000_000  # bytes of all but parameters and tokenizer
+REAL = 1_420_000  # of them SmolLM2's code and manifest (test_real_model.py weighs all of its bundle)
 LOADER = re.compile(r"ld-linux-[\w-]+\.so\.[12]")
 
 
@@ -60,12 +66,26 @@ def compiled(tiny: Tiny, place: Path, **settings: object) -> Path:
     return place
 
 
+@dataclass(frozen=True)
+class Walk:
+    folder: Path
+    printed: str  # by all of its commands
+
+
 @pytest.fixture(scope="module")
-def bundle(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def walk(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    """Return what the shell walk-through makes of the tiny checkpoint, and prints."""
+    folder = tmp_path_factory.mktemp("walk")
+    options = {"QUANTIZE": " ".join(("--bits 3", *CALIBRATION)), "COMPILE": "--sequences 1"}
+    here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = ROOT / "examples" / "walkthrough.sh"
+    return Walk(folder, call(script, tiny.source, folder, **options, PATH=here))
+
+
+@pytest.fixture(scope="module")
+def bundle(walk: Walk, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a bundle that lies elsewhere than where it was made."""
-    folder = tmp_path_factory.mktemp("bundle")
-    made = compiled(tiny, folder / "made", package="bundle")
-    return made.rename(folder / "moved app")
+    return (walk.folder / "app").rename(tmp_path_factory.mktemp("bundle") / "moved app")
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +130,27 @@ def test_bundle_is_small_and_needs_little(bundle: Path) -> None:
     for name in names:
         assert needed(bundle / "lib" / name) <= {*SYSTEM, *OLD, "libtvm_ffi.so"}, name
     assert needed(bundle / LIBRARY) <= {"libc.so.6", "libm.so.6"}
-    left = (PARAMETERS, "golden.safetensors", "tokenizer.json", "tokenizer_config.json")
+    left = (PARAMETERS, "golden.safetensors", "tokenizer.json", LIBRARY, MANIFEST)
     files = [path for path in bundle.rglob("*") if path.is_file() and path.name not in left]
-    assert sum(path.stat().st_size for path in files) <= (8 << 20) - REAL
+    assert sum(path.stat().st_size for path in files) <= MOST - REAL
+
+
+def test_the_walk_through_ends_with_what_python_generates(walk: Walk, bundle: Path) -> None:
+    """Its last command is the program in C++; the example in Python prints the same and nothing else."""
+    text = "".join(workflow.load(bundle).generate("Once upon a time", 32))
+    assert text and walk.printed.endswith(text)
+    example = ROOT / "examples" / "generate.py"
+    assert call(sys.executable, example, bundle, "Once upon a time", 32) == text
+    wrong = subprocess.run([sys.executable, example, bundle / "absent", "x"], capture_output=True)
+    assert wrong.returncode == 4 and not wrong.stdout and b"absent" in wrong.stderr
 
 
 def test_single_library_is_small_and_needs_less(single: Path) -> None:
     library = single / LIBRARY
     assert needed(library) <= {"libc.so.6", "libm.so.6"}
     parameters = (single / PARAMETERS).stat().st_size
-    assert library.stat().st_size - parameters <= (6 << 20) - REAL
+    tokenizer = (single / "tokenizer.json").stat().st_size
+    assert library.stat().st_size - parameters - tokenizer <= MOST_SINGLE - REAL
     names = exported(library)
     assert {"shiftadd_model_load", "shiftadd_generate", "__tvm_ffi__library_bin"} <= names
     assert all(name.startswith(("shiftadd_", "__tvm_ffi_", "__TVM")) for name in names)
@@ -133,12 +164,43 @@ def test_examples_find_a_bundle(programs: Path, bundle: Path, expected: str) -> 
 
 
 def test_generate_prints_what_python_generates(programs: Path, bundle: Path, single: Path) -> None:
-    """The new text and nothing else; of a bundle, of a single library, and by pkg-config's build."""
+    """The new text and nothing else; of a bundle and of a single library."""
     text = "".join(workflow.load(bundle).generate("A packed model", 24))
     for place in (bundle, single):
         assert call(programs / "generate", place, "A packed model", 24) == text
     wrong = subprocess.run([programs / "generate", bundle / "absent", "x"], capture_output=True)
     assert wrong.returncode == 4 and not wrong.stdout and b"does not exist" in wrong.stderr
+
+
+def test_every_function_of_the_text_header(bundle: Path, tmp_path: Path) -> None:
+    """Each says of an artifact's tokenizer what Python does; of its files in memory it says the same."""
+    prefix = tmp_path / "app"
+    prefix.symlink_to(bundle)
+    path = str(prefix / "lib" / "pkgconfig")
+    flags = call("pkg-config", "--cflags", "--libs", "shiftadd", PKG_CONFIG_PATH=path).split()
+    source = ROOT / "tests" / "native" / "text_header.cpp"
+    call("c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", source, "-o", tmp_path / "use", *flags)
+    text = "A packed model: caf\u00e9 \U0001f642"
+    *lines, handle, error = call(tmp_path / "use", bundle, text).splitlines()
+    python, own = Tokenizer.from_file(str(bundle / "tokenizer.json")), workflow.load(bundle).tokenizer
+    plain = python.encode(text, add_special_tokens=False).ids
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    said = {
+        "count": str(python.get_vocab_size()),
+        "bos": str(own.bos) if own.bos is not None else "none",
+        "id": f"{plain[0]} none",
+        "token": python.id_to_token(plain[1]),
+        "plain": " ".join(map(str, plain)),
+        "begun": " ".join(map(str, own.encode(text))),
+        "whole": " ".join(map(str, python.encode(text).ids)),
+        "decoded": python.decode(plain),
+        "special": python.decode([plain[0], own.bos or 0], skip_special_tokens=False),
+        "chat": own.render([*messages, {"role": "user", "content": text}]),
+        "streamed": text[len(python.decode(plain[:1])) :],
+    }
+    expected = "".join(f"{name} {value}\n" for name, value in said.items())
+    assert "\n".join(lines) + "\n" == 2 * expected
+    assert handle == "handle shared" and error.startswith("error 4 absent has no tokenizer.json")
 
 
 def test_chat_streams_answers(programs: Path, bundle: Path) -> None:
@@ -203,6 +265,12 @@ def test_a_single_library_is_linked(
 
 
 def test_pkg_config(bundle: Path, single: Path, tmp_path: Path, expected: str) -> None:
+    """The examples' Makefile on a bundle, and a program of one's own on both."""
+    (tmp_path / "app").symlink_to(bundle)
+    call("make", "-C", EXAMPLES, f"APP={tmp_path / 'app'}", f"BUILD={tmp_path}")
+    text = "".join(workflow.load(bundle).generate("A packed model", 24))
+    assert call(tmp_path / "generate", bundle, "A packed model", 24) == text
+    assert {"chat", "plugin"} <= {path.name for path in tmp_path.iterdir()}
     (tmp_path / "main.cpp").write_text(LINKING)
     for place in (bundle, single):
         folder = place.parent / "linked"  # a path with a blank is no pkg-config's friend
