@@ -1,22 +1,29 @@
-"""Measure what a host costs: the time from main to the first prefill, and resident memory.
+"""Measure what a host costs: the time from main to the first prefill, memory, and a decode step.
 
     python examples/host_cost.py ARTIFACT [--threads N] [--turns N]
+    python examples/host_cost.py --synthetic llama-2-7b --blocks 2
 
-Builds a C++ program (examples/cpp/host_cost.cpp) that loads the artifact, prefills a prompt and decodes
-64 tokens, and reads what Linux says of its memory. It is run several times, since the first run fills
-the page cache; the best time counts. `overhead_mb` is resident memory without the pages of the
-parameters that were touched. The decode step is compared with the kernels' own time: the compiled
-function called by its name, with nothing of a session around it.
+Builds a C++ program (examples/cpp/host_cost.cpp) that loads the artifact and its tokenizer, prefills a
+prompt and decodes 64 tokens, and reads what Linux says of its memory. It is run several times, since the
+first run fills the page cache; the best time counts. `overhead_mb` is resident memory without the pages
+of the parameters that were touched. Decode steps take turns with the compiled function called by its
+name, with nothing of a session around it: `decode_over_kernels` is the median of the runs' ratios of the
+two medians. A synthetic model has a published shape, so many of its blocks, and made-up weights.
 """
 
 import argparse
 import importlib.util
 import json
+import statistics
 import subprocess
 import tempfile
 from pathlib import Path
 
+from shiftadd_tvm import __version__, backend, compiler, shapes
+from shiftadd_tvm.compile_settings import CompileSettings
 from shiftadd_tvm.runtime import library, native, native_build
+from shiftadd_tvm.settings import QuantizeSettings
+from shiftadd_tvm.synthetic import SyntheticModel
 
 SOURCE = Path(__file__).parent / "cpp" / "host_cost.cpp"
 
@@ -31,33 +38,50 @@ def build(folder: Path) -> Path:
     return program
 
 
-def main() -> None:
-    """Print the measurements as one JSON object."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("artifact", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=5)
-    chosen = parser.parse_args()
+def synthetic(folder: Path, name: str, blocks: int, bits: float) -> Path:
+    """Return an artifact of so many blocks of a published shape, compiled for this machine."""
+    config = shapes.config(name) | {"num_hidden_layers": blocks}
+    model = SyntheticModel(config, QuantizeSettings(bits=bits, embedding_bits=8))
+    settings = CompileSettings(context=512, sequences=1, verify=False)
+    compiler.compile_model(model, folder / "app", backend.detect(), settings, version=__version__)
+    return folder / "app"
+
+
+def measure(artifact: Path, folder: Path, threads: int, turns: int) -> dict[str, float]:
+    """Return the best of each figure of `turns` runs, and how a step compares with its function."""
     spec = importlib.util.find_spec("tvm_ffi")
     assert spec is not None and spec.submodule_search_locations
     ffi = Path(spec.submodule_search_locations[0]) / "lib" / "libtvm_ffi.so"
+    command = [build(folder), artifact, library.find_runtime(), ffi, threads]
     runs = []
-    with tempfile.TemporaryDirectory(prefix="shiftadd-host-") as folder:
-        command = [
-            build(Path(folder)),
-            chosen.artifact,
-            library.find_runtime(),
-            ffi,
-            chosen.threads,
-        ]
-        for _ in range(chosen.turns):
-            child = subprocess.run(
-                [str(part) for part in command], check=True, capture_output=True, text=True
-            )
-            runs.append(json.loads(child.stdout))
+    for _ in range(turns):
+        words = [str(part) for part in command]
+        child = subprocess.run(words, check=True, capture_output=True, text=True)
+        runs.append(json.loads(child.stdout))
     best = {name: min(run[name] for run in runs) for name in runs[0]}
-    best["decode_over_kernels"] = best["decode_ms"] / best["kernels_ms"]
-    print(json.dumps(best, indent=2))
+    ratios = [run["decode_ms"] / run["kernels_ms"] for run in runs]
+    return {**best, "decode_over_kernels": statistics.median(ratios)}
+
+
+def main() -> None:
+    """Print the measurements as one JSON object."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("artifact", type=Path, nargs="?")
+    parser.add_argument("--synthetic", metavar="NAME", help="a published shape, as of bench")
+    parser.add_argument("--blocks", type=int, default=2, help="of the synthetic model")
+    parser.add_argument("--bits", type=float, default=4, help="of the synthetic model")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=5)
+    asked = parser.parse_args()
+    if (asked.artifact is None) == (asked.synthetic is None):
+        parser.error("give either an artifact or --synthetic")
+    with tempfile.TemporaryDirectory(prefix="shiftadd-host-") as folder:
+        place = Path(folder)
+        artifact = asked.artifact
+        if asked.synthetic:
+            artifact = synthetic(place, asked.synthetic, asked.blocks, asked.bits)
+        found = measure(artifact, place, asked.threads, asked.turns)
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
