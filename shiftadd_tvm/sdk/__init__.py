@@ -3,6 +3,7 @@
     include/shiftadd/           shiftadd.h, shiftadd.hpp, shiftadd_text.h, shiftadd_text.hpp
     lib/libshiftadd.so.N        and the two runtime libraries of TVM, which it opens beside itself; or, of
                                 a single library, libshiftadd.a, with model.so above
+    bin/shiftadd-rpc-server     for boards that run no Python: `tune --rpc`, `verify --rpc` (bundles only)
     lib/cmake/shiftadd/         find_package(shiftadd CONFIG)
     lib/pkgconfig/shiftadd.pc
     licenses/                   ours and TVM's
@@ -18,11 +19,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from shiftadd_tvm import __version__, object_cache, runtime_libraries
+from shiftadd_tvm import __version__, object_cache, rpc_server, runtime_libraries
 from shiftadd_tvm.errors import OutputError
 from shiftadd_tvm.files import sha256
 from shiftadd_tvm.runtime import native_build
 from shiftadd_tvm.sdk import host
+from shiftadd_tvm.toolchain import find_compiler
 
 TEMPLATES = Path(__file__).parent / "templates"
 PROCESSORS = {"x86_64": "x86_64|AMD64|amd64", "aarch64": "aarch64|arm64"}  # as CMake names them
@@ -59,6 +61,9 @@ def write(folder: Path, machine: str) -> None:
     for name in (runtime_libraries.RUNTIME, runtime_libraries.FFI):
         shutil.copyfile(found[name], folder / "lib" / name)
         (folder / "lib" / name).chmod(0o755)
+    (folder / "bin").mkdir()
+    server = folder / "bin" / rpc_server.PROGRAM
+    rpc_server.link(server, folder / "lib", find_compiler(machine))
     name = native_build.SONAME
     targets = [_target("shiftadd::shiftadd", "SHARED", f"lib/{name}"), TEXT]
     _write_common(folder, machine, targets, "lib", f"-L${{libdir}} -l:{name}")
@@ -151,7 +156,8 @@ def _digest() -> str:
     """Return a hash of everything that decides what a prefix holds."""
     own = Path(__file__).parent
     parts = [importlib.metadata.version(package) for package in PACKAGES[1:]] + [__version__]
-    inputs = [*native_build.sources(), Path(native_build.__file__)]
+    inputs = [*native_build.sources(), *rpc_server.SOURCES.glob("*.cc")]
+    inputs += [Path(native_build.__file__), Path(rpc_server.__file__)]
     inputs += [*own.glob("*.py"), *object_cache.files(TEMPLATES)]
     parts += [sha256(path) for path in sorted(inputs)]
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:20]

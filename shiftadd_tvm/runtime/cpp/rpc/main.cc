@@ -1,6 +1,7 @@
 // shiftadd-rpc-server: lets `shiftadd-tvm tune --rpc` and `verify --rpc` use this machine; no Python here.
 //
 // One client at a time, each in a process of its own with a folder of its own, which go when it goes.
+#include <dirent.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -8,10 +9,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <memory>
 #include <string>
-#include <system_error>
 
 #include "session.h"
 #include "tracker.h"
@@ -97,9 +96,19 @@ unsigned time_limit(const std::string& words) {
   return at == std::string::npos ? 0 : static_cast<unsigned>(std::atof(words.c_str() + at + 9)) + 1;
 }
 
+// Remove a session's folder, in which are plain files only; one that stays costs room, no more.
+void remove_folder(const std::string& folder) {
+  if (DIR* listing = opendir(folder.c_str())) {
+    while (const dirent* entry = readdir(listing)) unlink((folder + '/' + entry->d_name).c_str());
+    closedir(listing);
+  }
+  rmdir(folder.c_str());
+}
+
 // Serve a client in a child process, in a folder of its own, and wait for its end.
 void host(Socket& client, unsigned seconds) {
-  std::string folder = std::filesystem::temp_directory_path() / ("shiftadd-rpc-" + std::string(6, 'X'));
+  const char* place = std::getenv("TMPDIR");
+  std::string folder = std::string(place && *place ? place : "/tmp") + "/shiftadd-rpc-" + std::string(6, 'X');
   if (!mkdtemp(&folder[0])) throw WireError("a folder cannot be made: " + std::string(std::strerror(errno)));
   const pid_t child = fork();
   if (child == 0) {
@@ -112,8 +121,7 @@ void host(Socket& client, unsigned seconds) {
   if (child > 0 && WIFSIGNALED(status))
     std::fprintf(stderr, "shiftadd-rpc-server: a session ended by signal %d (%s).\n", WTERMSIG(status),
                  WTERMSIG(status) == SIGALRM ? "its time was over" : strsignal(WTERMSIG(status)));
-  std::error_code ignored;  // a file that stays costs room, no more
-  std::filesystem::remove_all(folder, ignored);
+  remove_folder(folder);
 }
 
 // Wait for a client; whether one came. `match` is renewed where the tracker gave it to nobody who came.

@@ -8,10 +8,8 @@
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <sstream>
+#include <memory>
 #include <stdexcept>
-#include <thread>
 #include <vector>
 
 namespace shiftadd::rpc {
@@ -99,26 +97,37 @@ bool emulated() {
   return program.substr(program.rfind('/') + 1).rfind("qemu", 0) == 0;
 }
 
+// An open file that is closed with the object. Not a stream: zig links its own C++ library into the program,
+// and a board has to hold that.
+struct Close {
+  void operator()(std::FILE* file) const { std::fclose(file); }
+};
+using File = std::unique_ptr<std::FILE, Close>;
+
+File open(const std::string& path, const char* mode) {
+  File file(std::fopen(path.c_str(), mode));
+  if (!file) throw std::runtime_error(path + " cannot be opened");
+  return file;
+}
+
 std::string board(const std::vector<std::string>&) {
   utsname names = {};
   uname(&names);
-  std::ifstream stream("/proc/cpuinfo");
-  std::ostringstream text;
-  text << stream.rdbuf();
-  std::ostringstream made;
-  made << "{\"machine\": \"" << escaped(names.machine) << "\", \"name\": \"" << escaped(names.nodename)
-       << "\", \"cores\": " << std::thread::hardware_concurrency() << ", \"emulated\": "
-       << (emulated() ? "true" : "false") << ", \"cpuinfo\": \"" << escaped(text.str()) << "\"}";
-  return made.str();
+  const File info = open("/proc/cpuinfo", "r");
+  std::string text;
+  char part[4096];
+  for (size_t got; (got = std::fread(part, 1, sizeof part, info.get())) > 0;) text.append(part, got);
+  return "{\"machine\": \"" + escaped(names.machine) + "\", \"name\": \"" + escaped(names.nodename) +
+         "\", \"cores\": " + std::to_string(sysconf(_SC_NPROCESSORS_ONLN)) + ", \"emulated\": " +
+         (emulated() ? "true" : "false") + ", \"cpuinfo\": \"" + escaped(text) + "\"}";
 }
 
 void check(shiftadd_status status) {
   if (status != SHIFTADD_OK) throw std::runtime_error(shiftadd_last_error());
 }
 
-int32_t append(const float* logits, size_t rows, size_t vocabulary, void* stream) {
-  const auto size = static_cast<std::streamsize>(rows * vocabulary * sizeof(float));
-  return !static_cast<std::ofstream*>(stream)->write(reinterpret_cast<const char*>(logits), size);
+int32_t append(const float* logits, size_t rows, size_t vocabulary, void* file) {
+  return std::fwrite(logits, vocabulary * sizeof(float), rows, static_cast<std::FILE*>(file)) != rows;
 }
 
 // Handles of libshiftadd that are freed whatever happens.
@@ -134,25 +143,24 @@ struct Loaded {
 // Load the artifact that lies in the session's folder; write the logits of the token ids (int32) in one of
 // its files to another (float32): by prefill, then again token by token. Returns the vocabulary's size.
 std::string logits(const std::vector<std::string>& words) {
-  std::ifstream given(inside(words, 0), std::ios::binary);
-  std::ofstream made(inside(words, 1), std::ios::binary);
+  const File given = open(inside(words, 0), "rb"), made = open(inside(words, 1), "wb");
   std::vector<int32_t> ids;
-  for (int32_t id; given.read(reinterpret_cast<char*>(&id), sizeof id);) ids.push_back(id);
+  for (int32_t id; std::fread(&id, sizeof id, 1, given.get()) == 1;) ids.push_back(id);
   shiftadd_model_params params = shiftadd_model_default_params();
   params.check_hashes = 1;
   Loaded loaded;
   check(shiftadd_model_load(g_folder.c_str(), &params, &loaded.model));
   check(shiftadd_session_create(loaded.model, &loaded.session));
-  check(shiftadd_score(loaded.session, ids.data(), ids.size(), append, &made));
+  check(shiftadd_score(loaded.session, ids.data(), ids.size(), append, made.get()));
   check(shiftadd_session_reset(loaded.session));
   size_t vocabulary = 0;
   for (const int32_t id : ids) {
     const float* row = nullptr;
     check(shiftadd_decode(loaded.session, id));
     check(shiftadd_logits(loaded.session, &row, &vocabulary));
-    append(row, 1, vocabulary, &made);
+    append(row, 1, vocabulary, made.get());
   }
-  if (!made.flush()) throw std::runtime_error("the logits cannot be written: is the disk full?");
+  if (std::fflush(made.get()) || std::ferror(made.get())) throw std::runtime_error("the logits cannot be written: is the disk full?");
   return std::to_string(vocabulary);
 }
 

@@ -1,6 +1,9 @@
 #include "tracker.h"
 
-#include <random>
+#include <sys/random.h>
+
+#include <cerrno>
+#include <cstring>
 
 namespace shiftadd::rpc {
 namespace {
@@ -13,9 +16,11 @@ enum Code { kPut = 3, kUpdate = 5, kPending = 7 };
 std::string quoted(const std::string& text) { return '"' + text + '"'; }  // keys need no escapes
 
 std::string random_digits() {
-  std::random_device source;
+  uint32_t drawn[4];
+  if (getrandom(drawn, sizeof drawn, 0) != sizeof drawn)
+    throw WireError(std::string("no random numbers: ") + std::strerror(errno));
   std::string digits;
-  for (int i = 0; i < 4; ++i) digits += std::to_string(source());
+  for (const uint32_t number : drawn) digits += std::to_string(number);
   return digits;
 }
 

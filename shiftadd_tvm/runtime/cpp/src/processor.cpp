@@ -3,7 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <fstream>
+#include <cstdio>
 #include <thread>
 
 #if defined(__x86_64__)
@@ -100,11 +100,14 @@ bool known_feature(std::string_view name, bool& present) {
 
 // Whether Linux lists a feature that the tables above do not know.
 bool listed_feature(std::string_view name) {
-  std::ifstream stream("/proc/cpuinfo");
-  for (std::string word; stream >> word;) {
-    if (word == name) return true;
-  }
-  return false;
+  // not by a stream: where zig links its own C++ library, they would be half a megabyte
+  std::FILE* file = std::fopen("/proc/cpuinfo", "r");
+  if (!file) return false;
+  char word[256];
+  bool found = false;
+  while (!found && std::fscanf(file, "%255s", word) == 1) found = name == word;
+  std::fclose(file);
+  return found;
 }
 
 }  // namespace

@@ -2,8 +2,8 @@
 #include "shiftadd/shiftadd_text.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <optional>
 #include <string>
@@ -87,17 +87,20 @@ std::shared_ptr<Loaded> load(std::string_view tokenizer, std::string_view config
 }
 
 std::optional<std::string> read_file(const std::string& folder, const char* name) {
-  std::ifstream stream(folder + "/" + name, std::ios::binary | std::ios::ate);
-  if (!stream) return std::nullopt;
-  const std::streamoff size = stream.tellg();
+  struct Close {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+  const std::unique_ptr<std::FILE, Close> file(std::fopen((folder + "/" + name).c_str(), "rb"));
+  if (!file) return std::nullopt;
+  const long size = std::fseek(file.get(), 0, SEEK_END) ? -1 : std::ftell(file.get());
   if (size < 0 || static_cast<size_t>(size) > json::kMaxBytes) {
     shiftadd::text::bad_file(folder + "/" + name + " is no file of at most " +
                              std::to_string(json::kMaxBytes) + " bytes");
   }
   std::string content(static_cast<size_t>(size), '\0');
-  stream.seekg(0);
-  stream.read(content.data(), size);
-  if (stream.gcount() != size) shiftadd::text::bad_file(folder + "/" + name + " cannot be read whole");
+  std::rewind(file.get());
+  const size_t got = std::fread(content.data(), 1, content.size(), file.get());
+  if (got != content.size()) shiftadd::text::bad_file(folder + "/" + name + " cannot be read whole");
   return content;
 }
 
