@@ -160,7 +160,8 @@ std::string logits(const std::vector<std::string>& words) {
     check(shiftadd_logits(loaded.session, &row, &vocabulary));
     append(row, 1, vocabulary, made.get());
   }
-  if (std::fflush(made.get()) || std::ferror(made.get())) throw std::runtime_error("the logits cannot be written: is the disk full?");
+  if (std::fflush(made.get()) || std::ferror(made.get()))
+    throw std::runtime_error("the logits cannot be written: is the disk full?");
   return std::to_string(vocabulary);
 }
 
