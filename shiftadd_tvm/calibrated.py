@@ -9,8 +9,10 @@
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +26,7 @@ from shiftadd_tvm.calibration_text import CalibrationData
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.errors import BadFileError
 from shiftadd_tvm.families import Decoder
+from shiftadd_tvm.hidden_states import InMemory, OnDisk, Place
 from shiftadd_tvm.packed import PackedModel
 from shiftadd_tvm.quantizers import shiftadd
 from shiftadd_tvm.reference import one_thread
@@ -56,7 +59,11 @@ class Calibrated:
         settings: QuantizeSettings,
         store: StatisticsStore,
         report: Report,
+        *,
+        spill: bool = False,
     ) -> None:
+        """`spill`: states between blocks lie on disk, in the store's folder."""
+        self._spill = spill
         self._checkpoint, self._decoder, self._settings = checkpoint, decoder, settings
         self._store, self._report = store, report
         self._blocks = decoder.blocks()
@@ -95,8 +102,20 @@ class Calibrated:
         text = calibration_text.read_text(Path(settings.calibration_text))
         return calibration_text.from_text(self._checkpoint, text, tokens, settings.seed)
 
+    @contextmanager
+    def _place(self) -> Iterator[Place]:
+        """Yield where states between blocks lie."""
+        if not self._spill:
+            yield InMemory()
+            return
+        with tempfile.TemporaryDirectory(dir=self._store.path("")) as folder:
+            yield OnDisk(Path(folder))
+
     def _walk(self) -> None:
-        walk = calibration.Calibration(self._checkpoint, self._windows())
+        with self._place() as place:
+            self._walk_through(calibration.Calibration(self._checkpoint, self._windows(), place))
+
+    def _walk_through(self, walk: calibration.Calibration) -> None:
         for index, block in enumerate(self._blocks):
             self._report("measure", index / len(self._blocks), f"calibration: {block}")
             if self._store.has(self._file(block)):
@@ -135,9 +154,9 @@ class Calibrated:
         if not self._store.has(_ENERGIES):
             self._report("measure", 1.0, "gradients")
             windows = self._windows()[: self._settings.amounts.gradient_windows]
-            self._store.put_json(
-                _ENERGIES, calibration.gradient_energies(self._checkpoint, windows)
-            )
+            with self._place() as place:
+                found = calibration.gradient_energies(self._checkpoint, windows, place)
+            self._store.put_json(_ENERGIES, found)
         return {name: float(str(value)) for name, value in self._store.json(_ENERGIES).items()}
 
     def allocate(self) -> dict[str, int]:

@@ -8,7 +8,8 @@ Two walks over the blocks, in both of which the weights of one block exist at a 
                            output, by which output errors of different linears compare
 
 The sizes that stay: the hidden states of all windows, float32, and in the second walk those at the
-entrance of every block.
+entrance of every block. They lie in memory, or in files (`hidden_states.py`); in memory are then those of
+`SLAB_TOKENS` tokens, and in the second walk those of all its windows three times.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 from shiftadd_tvm import families
+from shiftadd_tvm.effort import SLAB_TOKENS
+from shiftadd_tvm.hidden_states import InMemory, Place
 from shiftadd_tvm.reference import Arguments, ReferenceModel, WeightSource
 
 Array = np.ndarray
@@ -30,12 +33,17 @@ _HEAD_ROWS = 256  # whose logits exist together
 class Calibration:
     """The activations of a model on calibration windows, from block to block."""
 
-    def __init__(self, source: WeightSource, windows: Array) -> None:
-        """Enter the first block with `windows`, token ids int64 (W, T)."""
+    def __init__(self, source: WeightSource, windows: Array, place: Place | None = None) -> None:
+        """Enter the first block with `windows`, token ids int64 (W, T); states lie in `place`."""
         self._reference = ReferenceModel(source)
         self._decoder = families.read_config(source.config)
-        self._tokens = windows.size
-        self._hidden, self._arguments = self._reference.enter(windows)
+        self._shape, self._tokens = windows.shape, windows.size
+        self._place = place or InMemory()
+        self._slabs = []
+        step = max(1, SLAB_TOKENS // windows.shape[1])
+        for start in range(0, len(windows), step):
+            hidden, arguments = self._reference.enter(windows[start : start + step])
+            self._slabs.append((self._place.keep(hidden), arguments))
 
     @torch.no_grad()
     def run(self, block: str) -> dict[str, Tensor]:
@@ -44,18 +52,26 @@ class Calibration:
         leaders = [g[0] for g in self._decoder.input_groups() if g[0].startswith(f"{block}.")]
         moments: dict[str, Tensor] = {}
         with self._watched(leaders, lambda path, x: _add_moments(moments, path, x)):
-            self._hidden = self._reference.run(block, self._hidden, self._arguments)
+            self.pass_through(block)
         return {path: moment / self._tokens for path, moment in moments.items()}
 
     @torch.no_grad()
     def pass_through(self, block: str) -> None:
         """Pass through `block` without measuring it: it was finished in an earlier run."""
-        self._hidden = self._reference.run(block, self._hidden, self._arguments)
+        with self._reference.loaded(block):
+            for index, (take, arguments) in enumerate(self._slabs):
+                hidden = self._reference.run(block, take(), arguments)
+                self._slabs[index] = self._place.keep(hidden), arguments
 
     @torch.no_grad()
     def finish(self) -> Tensor:
         """Return the hidden states after the last norm, float32 (W, T, hidden)."""
-        return self._reference.leave(self._hidden)
+        states, done = self._place.room((*self._shape, self._decoder.width)), 0
+        for take, _ in self._slabs:
+            part = self._reference.leave(take())
+            states[done : done + len(part)] = part
+            done += len(part)
+        return states
 
     @contextmanager
     def _watched(self, paths: list[str], note: Callable[[str, Tensor], None]) -> Iterator[None]:
@@ -77,24 +93,27 @@ def _add_moments(moments: dict[str, Tensor], path: str, x: Tensor) -> None:
         moments[path] = rows.T @ rows
 
 
-def gradient_energies(source: WeightSource, windows: Array) -> dict[str, float]:
+def gradient_energies(
+    source: WeightSource, windows: Array, place: Place | None = None
+) -> dict[str, float]:
     """Return the mean over tokens of |d loss / d y|^2 / N of each linear's output y (N,), by its
     path, 0 of experts that no token went through; the loss is the sum over `windows`, int64 (W, T),
-    of the next tokens' negative log-likelihood."""
+    of the next tokens' negative log-likelihood. What enters the blocks lies in `place`."""
+    place = place or InMemory()
     reference = ReferenceModel(source)
     decoder = families.read_config(source.config)
     entrances = []
     with torch.no_grad():
         hidden, arguments = reference.enter(windows)
         for block in decoder.blocks():
-            entrances.append(hidden)
+            entrances.append(place.keep(hidden))
             hidden = reference.run(block, hidden, arguments)
     gradient = _loss_gradient(reference, hidden, windows)
     energies: dict[str, float] = {}
     for block in reversed(decoder.blocks()):
         linears = {f"{block}.{name}": size for name, (size, _) in decoder.linear_shapes().items()}
         energies |= dict.fromkeys(linears, 0.0)
-        entrance = entrances.pop()
+        entrance = entrances.pop()()
         gradient = _block_gradient(
             reference, block, entrance, gradient, arguments, linears, energies
         )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+SLAB_TOKENS = 1 << 14  # of calibration that pass through a block together
+
 
 @dataclass(frozen=True)
 class Effort:

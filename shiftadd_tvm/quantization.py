@@ -86,12 +86,14 @@ def quantize(
     *,
     resume: bool = True,
     force: bool = False,
+    spill: bool = False,
     progress: Progress | None = None,
 ) -> QuantizeReport:
     """Quantize the checkpoint `source` into the packed model `output`.
 
-    Same source and settings, same bytes. An interrupted run leaves `<output>.partial`, from which
-    the next one goes on unless `resume` is false.
+    Same source and settings, same bytes, whether calibration keeps states in memory or spills them to
+    disk. An interrupted run leaves `<output>.partial`, from which the next one goes on unless `resume`
+    is false.
     """
     begin = time.perf_counter()
     refuse_existing(Path(output), GOLDEN, force)
@@ -105,6 +107,7 @@ def quantize(
     with staged(Path(output), GOLDEN, force=force, keep_on_failure=True) as folder:
         finished = FinishedShards(folder, identity, resume)
         run = _Run(checkpoint, layout, settings, folder, finished, tokenizer, progress or _silent)
+        run.spill = spill
         run.calibrate()
         layers = run.write_shards()
         run.tune()
@@ -146,6 +149,7 @@ class _Run:
         self.finished = finished
         self.done = 0
         self.stages = StageProgress(progress, layout.linear_weights(), stage_work(settings))
+        self.spill = False
         self.calibrated: Calibrated | None = None
         self.description: dict[str, object] | None = None
         self.untouched: list[str] = []
@@ -160,7 +164,12 @@ class _Run:
                 _check_magnitude(self.checkpoint, linear, part)
         store = StatisticsStore(self.folder / STATISTICS)
         self.calibrated = Calibrated(
-            self.checkpoint, self.decoder, self.settings, store, self.stages.report
+            self.checkpoint,
+            self.decoder,
+            self.settings,
+            store,
+            self.stages.report,
+            spill=self.spill,
         )
         self.description = self.calibrated.measure()
         self.untouched = self.calibrated.untouched()

@@ -1,13 +1,16 @@
 """The verb `quantize`: parse, call the workflow, print."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shiftadd_tvm import options
 from shiftadd_tvm.console import Console
 from shiftadd_tvm.interruption import leaving
+
+if TYPE_CHECKING:
+    from shiftadd_tvm.workflow import QuantizePlan
 
 Bits = Annotated[
     str, typer.Option(metavar="B", help="Bits per weight, 1 to 4, or an average such as 2.2.")
@@ -56,6 +59,9 @@ MaxMemory = Annotated[
     float | None,
     typer.Option(metavar="GB", help="Refuse before the work if it would need more memory."),
 ]
+Spill = Annotated[
+    bool, typer.Option("--spill", help="Keep what passes between blocks on disk, not in memory.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")]
 
 
@@ -76,6 +82,7 @@ def quantize(
     seed: options.Seed = 0,
     resume: Resume = True,
     max_memory: MaxMemory = None,
+    spill: Spill = False,
     force: options.Force = False,
     dry_run: DryRun = False,
     config: options.Config = None,
@@ -109,12 +116,18 @@ def quantize(
             target_size=size,
             outputs=options.parse_names(outputs),
         )
-        needed = workflow.check_memory(plan, max_memory)
+        needed = workflow.check_memory(plan, max_memory, spill=spill)
     console.table("plan", presentation.quantize_plan(source, plan, needed))
     if dry_run:
         console.result({**plan.fields, "output": str(plan.output)}, "")
         return
+    _carry_out(plan, console, resume=resume, force=force, spill=spill)
+
+
+def _carry_out(plan: "QuantizePlan", console: Console, **how: bool) -> None:
+    from shiftadd_tvm import presentation, workflow
+
     with leaving(presentation.resumable(plan)), console.progress("quantizing") as progress:
-        report = workflow.run_quantize(plan, resume=resume, force=force, progress=progress)
+        report = workflow.run_quantize(plan, progress=progress, **how)
     fields = {**report.to_dict(), "output": str(plan.output)}
     console.result(fields, presentation.quantize_summary(plan, report))

@@ -4,6 +4,7 @@ import math
 
 from shiftadd_tvm import cpu
 from shiftadd_tvm.decoder_model import Decoder
+from shiftadd_tvm.effort import SLAB_TOKENS
 from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.settings import QuantizeSettings
 
@@ -14,13 +15,15 @@ PER_WEIGHT = 24
 PER_HEAD_WEIGHT = 12
 PER_MOMENT = 48  # of H: itself, rotated, ordered in float64, its factor and their inverses
 GROUPS = 2  # that are coded together
+SLABS = 4  # of states: what enters a block and leaves it, and what is computed between
 WINDOW = 512  # tokens that are tuned on together
 PER_TUNED_WEIGHT = 4
 PER_ACTIVATION = 4 * 3  # kept for the way back, with what is computed from it
 
 
-def peak(decoder: Decoder, settings: QuantizeSettings) -> int:
-    """Return the bytes that quantizing `decoder` needs at most, about."""
+def peak(decoder: Decoder, settings: QuantizeSettings, *, spill: bool = False) -> int:
+    """Return the bytes that quantizing `decoder` needs at most, about; with `spill`, what passes
+    between blocks lies on disk."""
     shapes = decoder.linear_shapes()
     groups = [[(p.outputs, p.inputs) for p in group] for group in decoder.groups]
     layer = max(sum(math.prod(shape) for shape in group) for group in groups)
@@ -30,21 +33,31 @@ def peak(decoder: Decoder, settings: QuantizeSettings) -> int:
         return BASE + plain
     inputs = max(columns for _, columns in shapes.values())
     tokens = settings.calibration_tokens or settings.amounts.tokens
-    states = tokens * decoder.hidden * 4
-    walk = 2 * states + sum(group[0][1] ** 2 for group in groups) * 4
+    token = decoder.hidden * 4
+    states, slab = tokens * token, min(tokens, SLAB_TOKENS) * token
+    walk = (0 if spill else states) + SLABS * slab + sum(group[0][1] ** 2 for group in groups) * 4
+    if settings.allocates:
+        entrance = min(tokens, settings.amounts.gradient_windows * WINDOW) * token
+        kept = SLABS + (0 if spill else decoder.layers)
+        walk = max(walk, kept * entrance + head * PER_HEAD_WEIGHT)
     coding = GROUPS * (layer * PER_WEIGHT + inputs**2 * PER_MOMENT)
     tuning = _tuning(decoder, states) if settings.amounts.steps else 0
     return BASE + max(plain, walk, coding, tuning)
 
 
-def check(decoder: Decoder, settings: QuantizeSettings, limit: float | None = None) -> int:
+def check(
+    decoder: Decoder, settings: QuantizeSettings, limit: float | None = None, *, spill: bool = False
+) -> int:
     """Return `peak`; raise `UsageError` if it exceeds `limit` GB, or else the machine's memory."""
-    needed, allowed = peak(decoder, settings), cpu.memory() if limit is None else limit * 1e9
+    needed = peak(decoder, settings, spill=spill)
+    allowed = cpu.memory() if limit is None else limit * 1e9
     if needed <= allowed:
         return needed
     who = "this machine has" if limit is None else "--max-memory is"
     remedy = "use a machine with more memory" if limit is None else "allow more"
-    if settings.calibrated and settings.amounts.steps:
+    if peak(decoder, settings, spill=True) < needed:
+        remedy += ", or keep what passes between blocks on disk by --spill"
+    elif settings.calibrated and settings.amounts.steps:
         remedy += ", or leave the tuning of the whole model out by --effort fast"
     raise UsageError(
         f"{who} {allowed / 1e9:.3g} GB, quantizing this model needs about {needed / 1e9:.1f} GB; "

@@ -238,10 +238,11 @@ class ReferenceModel:
 
     @contextlib.contextmanager
     def loaded(self, path: str) -> Iterator[None]:
-        """Hold the weights of the block at `path`."""
+        """Hold the weights of the block at `path`; somebody who holds them already goes on to."""
+        held = not any(p.is_meta for p in self.model.get_submodule(path).parameters())
         self.load(path)
         yield
-        if not self._keep:
+        if not (self._keep or held):
             self.model.get_submodule(path).to_empty(device="meta")
 
     def _run_block(

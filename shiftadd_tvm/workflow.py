@@ -132,29 +132,25 @@ def plan_quantize(
     return QuantizePlan(checkpoint, place, settings, fields)
 
 
-def check_memory(plan: QuantizePlan, limit: float | None = None) -> int:
-    """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB, or
-    the machine's memory."""
+def check_memory(plan: QuantizePlan, limit: float | None = None, *, spill: bool = False) -> int:
+    """Return the bytes that a plan needs at most, with `spill` as `quantize` has it; raise
+    `UsageError` if they exceed `limit` GB, or the machine's memory."""
     if plan.is_graph:
         return _module("onnx_workflow").check_memory(plan.checkpoint, limit)
     decoder = _module("families").read_config(plan.checkpoint.config)
-    needed: int = _module("quantize_memory").check(decoder, plan.settings, limit)
+    needed: int = _module("quantize_memory").check(decoder, plan.settings, limit, spill=spill)
     return needed
 
 
 def run_quantize(
-    plan: QuantizePlan,
-    *,
-    resume: bool = True,
-    force: bool = False,
-    progress: QuantizeProgress | None = None,
+    plan: QuantizePlan, *, progress: QuantizeProgress | None = None, **how: bool
 ) -> "QuantizeReport":
-    """Carry out a plan."""
+    """Carry out a plan; `how` is `resume`, `force` and `spill` of `quantization.quantize`."""
     if plan.is_graph:
-        graph = _module("onnx_quantization")
+        graph, force = _module("onnx_quantization"), how.get("force", False)
         return graph.quantize(plan.checkpoint, plan.output, force=force, progress=progress)
     report: QuantizeReport = _module("quantization").quantize(
-        plan.checkpoint, plan.output, plan.settings, resume=resume, force=force, progress=progress
+        plan.checkpoint, plan.output, plan.settings, progress=progress, **how
     )
     return report
 
@@ -166,6 +162,7 @@ def quantize(
     config: str | Path | None = None,
     resume: bool = True,
     force: bool = False,
+    spill: bool = False,
     target_size: int | None = None,
     outputs: Sequence[str] = (),
     progress: QuantizeProgress | None = None,
@@ -177,7 +174,7 @@ def quantize(
     plan = plan_quantize(
         source, output, wanted, config=config, target_size=target_size, outputs=outputs
     )
-    return run_quantize(plan, resume=resume, force=force, progress=progress)
+    return run_quantize(plan, resume=resume, force=force, spill=spill, progress=progress)
 
 
 def plan_compile(

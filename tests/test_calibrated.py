@@ -9,12 +9,12 @@ import pytest
 import torch
 from models import save_tiny, save_tokenizer, tiny_tensors, write_checkpoint
 
-from shiftadd_tvm import calibrated, families, quantize_time
+from shiftadd_tvm import calibrated, calibration, families, hidden_states, quantize_time
 from shiftadd_tvm.calibrated import Calibrated
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.effort import Effort
-from shiftadd_tvm.errors import UsageError
+from shiftadd_tvm.errors import OutputError, UsageError
 from shiftadd_tvm.families import mixtral
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.quantization import quantize
@@ -135,6 +135,33 @@ def test_interrupted_run_goes_on_to_the_same_bytes(
     quantize(source, tmp_path / "out", SETTINGS, progress=lambda d, t, what: seen.append(what))
     assert contents(tmp_path / "out") == contents(whole)
     assert "calibration text" not in seen
+
+
+def test_states_on_disk_change_no_byte(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "SLAB_TOKENS", 64)  # two windows
+    written = []
+    write = hidden_states.OnDisk.keep
+    note = lambda place, states: written.append(states.shape[0]) or write(place, states)
+    monkeypatch.setattr(hidden_states.OnDisk, "keep", note)
+    for spill in (False, True):
+        assert not written
+        quantize(source, tmp_path / str(spill), SETTINGS, spill=spill)
+    assert contents(tmp_path / "True") == contents(tmp_path / "False")
+    assert set(written) == {1, 2}  # of three windows
+
+
+def test_a_full_disk_says_what_is_needed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(np.ndarray):
+        def tofile(self, path: object) -> None:
+            raise OSError("12 requested and 0 written")
+
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda tensor: np.zeros(1).view(Full))
+    with pytest.raises(OutputError, match="12 requested .* --spill needs 4 MB there"):
+        hidden_states.OnDisk(tmp_path).keep(torch.zeros(1_000_000))
 
 
 def test_progress_only_grows_and_ends(source: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,18 +24,13 @@ def text(tmp_path: Path) -> Path:
     return tmp_path / "text.txt"
 
 
-def test_help_is_quick_and_light() -> None:
+def test_help_loads_no_heavy_library() -> None:
     code = (
         "import sys; from shiftadd_tvm.cli import run_command; run_command(['--help']); "
         "heavy = {'numpy', 'torch', 'tvm', 'tvm_ffi', 'transformers', 'rich', 'scipy'}; "
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )
-    seconds = []
-    for _ in range(5):  # the best of some: this machine may be busy
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 0.5
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_exactly_the_built_verbs_exist(tmp_path: Path) -> None:

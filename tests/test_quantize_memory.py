@@ -17,8 +17,22 @@ def test_coding_a_7b_model_fits_where_tuning_does_not() -> None:
     assert quantize_memory.peak(DECODER, plain) < quantize_memory.peak(DECODER, FAST)
 
 
+def test_what_is_spilled_needs_no_memory() -> None:
+    tokens = QuantizeSettings(
+        bits=3, method="shiftadd", effort="fast", calibration_tokens=2 * 10**6
+    )
+    needed = quantize_memory.peak(DECODER, tokens)
+    spilled = quantize_memory.peak(DECODER, tokens, spill=True)
+    assert needed - spilled > 10**6 * DECODER.hidden * 4 / 2
+    with pytest.raises(UsageError, match="or keep what passes between blocks on disk by --spill.$"):
+        quantize_memory.check(DECODER, tokens, needed / 1e9 - 1)
+    assert quantize_memory.check(DECODER, tokens, needed / 1e9 - 1, spill=True) == spilled
+
+
 def test_refusal_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match="^--max-memory is 8 GB, .* allow more, or .*--effort fast"):
+    with pytest.raises(
+        UsageError, match="^--max-memory is 8 GB, .* allow more, or .*--effort fast"
+    ):
         quantize_memory.check(DECODER, TUNED, 8)
     monkeypatch.setattr(cpu, "memory", lambda: 16_000_000_000)
     with pytest.raises(UsageError, match="^this machine has 16 GB, .*--effort fast.$"):
