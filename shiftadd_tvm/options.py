@@ -104,7 +104,9 @@ Outputs = Annotated[
 Examples = Annotated[
     Path | None,
     typer.Option(
-        "--calib", metavar="NPZ", help="Of an ONNX graph: examples of its inputs, by their names."
+        "--calib",
+        metavar="NPZ",
+        help="Of an encoder or ONNX graph: examples of its inputs, by their names.",
     ),
 ]
 Sequences = Annotated[

@@ -13,41 +13,29 @@ def bert_like(
     """Return the encoder of a config whose keys are BERT's; `padding` as `Words` has it."""
     expect(config, family, is_decoder=False, add_cross_attention=False)
     expect(config, family, position_embedding_type="absolute")
-    base, hidden = f"{family}.", field(config, "hidden_size", int)
-    inner, path = field(config, "intermediate_size", int), f"{base}embeddings."
-    parts = [Projection(f"attention.self.{p}", hidden, hidden, True) for p in PARTS]
-    return _parts.checked(
-        Encoder(
-            layers=field(config, "num_hidden_layers", int),
-            hidden=hidden,
-            heads=field(config, "num_attention_heads", int),
-            epsilon=field(config, "layer_norm_eps", float, 1e-12),
-            embedded=Words(
-                field(config, "vocab_size", int),
-                field(config, "max_position_embeddings", int, 512),
-                words=f"{path}word_embeddings",
-                positions=f"{path}position_embeddings",
-                norm=f"{path}LayerNorm",
-                types=f"{path}token_type_embeddings",
-                kinds=field(config, "type_vocab_size", int, 2),
-                padding=padding,
-            ),
-            attention=(parts[0], parts[1], parts[2]),
-            attention_output=Projection("attention.output.dense", hidden, hidden, True),
-            mlp_input=Projection("intermediate.dense", inner, hidden, True),
-            mlp_output=Projection("output.dense", hidden, inner, True),
-            activation=config_fields.activation(config, "hidden_act", family, "gelu"),
-            attention_norms=Norms(after="attention.output.LayerNorm"),
-            mlp_norms=Norms(after="output.LayerNorm"),
-            outputs=outputs,
-            base=base,
-            block=f"{base}encoder.layer.{{index}}",
-            unread=(f"{path}position_ids",),
-        )
+    path = f"{family}.embeddings."
+    words = Words(
+        field(config, "vocab_size", int),
+        field(config, "max_position_embeddings", int, 512),
+        words=f"{path}word_embeddings",
+        positions=f"{path}position_embeddings",
+        norm=f"{path}LayerNorm",
+        types=f"{path}token_type_embeddings",
+        kinds=field(config, "type_vocab_size", int, 2),
+        padding=padding,
     )
-
-
-PARTS = ("query", "key", "value")
+    return _parts.encoder(
+        config,
+        family,
+        "attention.self",
+        field(config, "intermediate_size", int),
+        epsilon=1e-12,
+        embedded=words,
+        attention_norms=Norms(after="attention.output.LayerNorm"),
+        mlp_norms=Norms(after="output.LayerNorm"),
+        outputs=outputs,
+        unread=(f"{path}position_ids",),
+    )
 
 
 def pooled(config: Config, family: str) -> Head:
@@ -74,16 +62,5 @@ def words_of(
 
 def tiny(family: str, name: str, **others: object) -> Config:
     """Return a small random model whose sizes all differ."""
-    return {
-        "model_type": family,
-        "architectures": [name],
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "intermediate_size": 80,
-        "vocab_size": 131,
-        "max_position_embeddings": 40,
-        "id2label": {str(label): f"kind {label}" for label in range(5)},
-        "label2id": {f"kind {label}": label for label in range(5)},
-        **others,
-    }
+    sizes: Config = {"vocab_size": 131, "max_position_embeddings": 40}
+    return _parts.tiny(family, name, **sizes, **others)

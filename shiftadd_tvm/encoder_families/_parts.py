@@ -1,4 +1,6 @@
-"""What encoder families share: architectures, pairs of sizes, and the checks of an encoder."""
+"""What encoder families share: names in a block, architectures, pairs of sizes, checks."""
+
+from typing import Any
 
 from shiftadd_tvm import config_fields
 from shiftadd_tvm.config_fields import Config, field
@@ -6,6 +8,7 @@ from shiftadd_tvm.decoder_model import Projection
 from shiftadd_tvm.encoder_model import Encoder, Head, Images, Words
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
 
+LINEARS = ("query", "key", "value")
 LABELS = 2  # of a classifier whose config.json names none, as transformers has it
 
 
@@ -45,6 +48,56 @@ def pair(config: Config, key: str, default: int) -> tuple[int, int]:
     return int(str(sizes[0])), int(str(sizes[1]))
 
 
+def encoder(
+    config: Config,
+    family: str,
+    attention: str,
+    inner: int,
+    *,
+    epsilon: float,
+    bias: bool = True,
+    **others: Any,
+) -> Encoder:
+    """Return an encoder whose blocks have the names that BERT and ViT share.
+
+    `attention` is the module of query, key and value, with a `bias` or none; `inner` the width inside
+    the MLP; `epsilon` the family's default. `others` are the fields in which families differ.
+    """
+    base, hidden = f"{family}.", field(config, "hidden_size", int)
+    parts = [Projection(f"{attention}.{linear}", hidden, hidden, bias) for linear in LINEARS]
+    return checked(
+        Encoder(
+            layers=field(config, "num_hidden_layers", int),
+            hidden=hidden,
+            heads=field(config, "num_attention_heads", int),
+            epsilon=field(config, "layer_norm_eps", float, epsilon),
+            attention=(parts[0], parts[1], parts[2]),
+            attention_output=Projection("attention.output.dense", hidden, hidden, True),
+            mlp_input=Projection("intermediate.dense", inner, hidden, True),
+            mlp_output=Projection("output.dense", hidden, inner, True),
+            activation=config_fields.activation(config, "hidden_act", family, "gelu"),
+            base=base,
+            block=f"{base}encoder.layer.{{index}}",
+            **others,
+        )
+    )
+
+
+def tiny(family: str, name: str, **others: object) -> Config:
+    """Return a small random model whose sizes all differ."""
+    return {
+        "model_type": family,
+        "architectures": [name],
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 80,
+        "id2label": {str(label): f"kind {label}" for label in range(5)},
+        "label2id": {f"kind {label}": label for label in range(5)},
+        **others,
+    }
+
+
 def pooler(config: Config, path: str, hidden: int, width: int | None = None) -> Head:
     """Return the head that BERT and ViT have for the first token: a linear and its activation."""
     function = config.get("pooler_act") or "tanh"
@@ -70,7 +123,9 @@ def checked(encoder: Encoder) -> Encoder:
         sizes |= {f"{head.output} columns": s[0] for s in head.tensor_shapes().values()}
     for name, size in sizes.items():
         if size < 1:
-            raise BadFileError(f"config.json has a model with {name} = {size}, expected at least 1.")
+            raise BadFileError(
+                f"config.json has a model with {name} = {size}, expected at least 1."
+            )
     if encoder.hidden % encoder.heads:
         raise BadFileError(
             f"config.json has {encoder.heads} heads and hidden_size {encoder.hidden}, expected heads "

@@ -1,6 +1,5 @@
 """What vision transformers share with ViT: names, patches, learned positions, norms before each half."""
 
-from shiftadd_tvm import config_fields
 from shiftadd_tvm.config_fields import Config, field
 from shiftadd_tvm.decoder_model import Norms, Projection
 from shiftadd_tvm.encoder_families import _parts
@@ -19,34 +18,21 @@ def vit_like(
 ) -> Encoder:
     """Return the encoder of a config whose keys are ViT's; `intermediate` where no key has it,
     `patch` and `epsilon` are the family's defaults."""
-    base, hidden = f"{family}.", field(config, "hidden_size", int)
-    inner = field(config, "intermediate_size", int, intermediate)
-    bias = field(config, "qkv_bias", bool, True)
-    parts = [Projection(f"attention.attention.{p}", hidden, hidden, bias) for p in PARTS]
-    return _parts.checked(
-        Encoder(
-            layers=field(config, "num_hidden_layers", int),
-            hidden=hidden,
-            heads=field(config, "num_attention_heads", int),
-            epsilon=field(config, "layer_norm_eps", float, epsilon),
-            embedded=_images(config, f"{base}embeddings.", tokens, patch),
-            attention=(parts[0], parts[1], parts[2]),
-            attention_output=Projection("attention.output.dense", hidden, hidden, True),
-            mlp_input=Projection("intermediate.dense", inner, hidden, True),
-            mlp_output=Projection("output.dense", hidden, inner, True),
-            activation=config_fields.activation(config, "hidden_act", family, "gelu"),
-            attention_norms=Norms(before="layernorm_before"),
-            mlp_norms=Norms(before="layernorm_after"),
-            outputs=outputs,
-            base=base,
-            block=f"{base}encoder.layer.{{index}}",
-            final_norm=f"{base}layernorm",
-            unread=(f"{base}embeddings.mask_token",),
-        )
+    path = f"{family}.embeddings."
+    return _parts.encoder(
+        config,
+        family,
+        "attention.attention",
+        field(config, "intermediate_size", int, intermediate),
+        bias=field(config, "qkv_bias", bool, True),
+        epsilon=epsilon,
+        embedded=_images(config, path, tokens, patch),
+        attention_norms=Norms(before="layernorm_before"),
+        mlp_norms=Norms(before="layernorm_after"),
+        outputs=outputs,
+        final_norm=f"{family}.layernorm",
+        unread=(f"{path}mask_token",),
     )
-
-
-PARTS = ("query", "key", "value")
 
 
 def _images(config: Config, path: str, tokens: tuple[str, ...], patch: int) -> Images:
@@ -79,16 +65,4 @@ def classifier(
 
 def tiny(family: str, name: str, **others: object) -> Config:
     """Return a small random model whose sizes all differ: three by two patches."""
-    return {
-        "model_type": family,
-        "architectures": [name],
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "intermediate_size": 80,
-        "image_size": [12, 8],
-        "patch_size": 4,
-        "id2label": {str(label): f"kind {label}" for label in range(5)},
-        "label2id": {f"kind {label}": label for label in range(5)},
-        **others,
-    }
+    return _parts.tiny(family, name, **{"image_size": [12, 8], "patch_size": 4, **others})

@@ -19,10 +19,11 @@ def read_config(config: Config) -> Encoder:
     head = Head("pooler_output") if base else classifier(config, rows="first and mean")
     hidden = field(config, "hidden_size", int)
     inner = hidden * field(config, "mlp_ratio", int, 4)
-    found = vit_like(
-        config, FAMILY, outputs=(head,), intermediate=inner, patch=14, epsilon=1e-6
+    found = vit_like(config, FAMILY, outputs=(head,), intermediate=inner, patch=14, epsilon=1e-6)
+    up, down = (
+        Projection("mlp.fc1", inner, hidden, True),
+        Projection("mlp.fc2", hidden, inner, True),
     )
-    up, down = Projection("mlp.fc1", inner, hidden, True), Projection("mlp.fc2", hidden, inner, True)
     gated = field(config, "use_swiglu_ffn", bool, False)
     if gated:
         inner = (inner * 2 // 3 + 7) // 8 * 8

@@ -20,11 +20,16 @@ FAMILY = "roberta"
 
 def read_config(config: Config) -> Encoder:
     """Return the encoder; raise `BadFileError` or `UnsupportedError` with the key at fault."""
-    name, hidden = _parts.architecture(config, FAMILY, ARCHITECTURES), field(config, "hidden_size", int)
+    name, hidden = (
+        _parts.architecture(config, FAMILY, ARCHITECTURES),
+        field(config, "hidden_size", int),
+    )
     labels = _parts.labels(config)
     outputs: tuple[Head, ...] = (pooled(config, FAMILY),)
     if name == "RobertaForMaskedLM":
-        outputs += (words_of(config, FAMILY, "lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),)
+        outputs += (
+            words_of(config, FAMILY, "lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+        )
     elif name == "RobertaForSequenceClassification":
         dense = Projection("classifier.dense", hidden, hidden, True)
         last = Projection("classifier.out_proj", labels, hidden, True)

@@ -13,7 +13,9 @@ FAMILY = "vit"
 def read_config(config: Config) -> Encoder:
     """Return the encoder; raise `BadFileError` or `UnsupportedError` with the key at fault."""
     base = _parts.architecture(config, FAMILY, ARCHITECTURES) == ARCHITECTURES[0]
-    return vit_like(config, FAMILY, outputs=(pooled(config, FAMILY) if base else classifier(config),))
+    return vit_like(
+        config, FAMILY, outputs=(pooled(config, FAMILY) if base else classifier(config),)
+    )
 
 
 def tiny_config() -> Config:
