@@ -92,8 +92,8 @@ def chat(
 
     console = Console(quiet=quiet, verbose=verbose)
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    console.log("chat", f"loading {artifact}")
     with leaving("the conversation ends here"):
+        console.log("chat", f"loading {artifact}")
         model = TextModel(artifact, threads=threads)
         talk = model.chat(system)
         conversation.hold(talk, console, max_new_tokens, sampling, stop or ())
@@ -152,8 +152,8 @@ def verify(
     from shiftadd_tvm import presentation, workflow
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
-    console.log("verify", f"hashing {artifact} and running its golden prompts")
     with leaving("nothing was changed"):
+        console.log("verify", f"hashing {artifact} and running its golden prompts")
         fields, error = workflow.verify(artifact, golden, rpc)
     console.result(fields, "" if error else presentation.verified(artifact, fields))
     if error:
@@ -194,8 +194,8 @@ def doctor(json: options.Json = False, verbose: options.Verbose = False) -> None
     from shiftadd_tvm import diagnosis, presentation
 
     console = Console(json=json, verbose=verbose)
-    console.log("doctor", "importing every library in a process of its own")
     with leaving("nothing was checked"):
+        console.log("doctor", "importing every library in a process of its own")
         checks = diagnosis.examine()
     fields = {"checks": [check.to_dict() for check in checks]}
     console.result(fields, presentation.checks(checks))

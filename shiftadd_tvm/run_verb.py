@@ -57,8 +57,8 @@ def run(
     from shiftadd_tvm.runtime.generation import TextModel
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    console.log("run", f"loading {artifact}")
     with leaving("the text ends here"):
+        console.log("run", f"loading {artifact}")
         model = TextModel(artifact, threads=threads)
         generation = model.generate(prompt, max_new_tokens, sampling, stop or ())
         try:
@@ -92,8 +92,8 @@ def _call(
 
     place = inputs.with_suffix(".outputs.npz") if output is None else output
     npz.refuse_existing(place, force)
-    console.log("run", f"loading {artifact}")
     with leaving(f"{place} was not written"):
+        console.log("run", f"loading {artifact}")
         given = npz.read(inputs)
         found = FunctionModel(artifact, threads=threads)(given)
         npz.write(place, found, force=force)

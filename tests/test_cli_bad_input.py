@@ -372,7 +372,7 @@ def test_ctrl_c_in_a_short_verb(tiny: Tiny, verb: str) -> None:
     before = {path.name: path.read_bytes() for path in tiny.artifact.iterdir()}
     more = ["--prompt", "c", "--max-new-tokens", 250] if verb == "run" else []
     for _ in range(10):  # it may be over before the signal comes
-        code, output = interrupt([verb, tiny.artifact, "--verbose", *more], f"{verb}: ", delay=0)
+        code, output = interrupt([verb, tiny.artifact, "--verbose", *more], f"{verb}: ", delay=0.01)
         if code != 0:
             break
     assert code == INTERRUPTED and output.splitlines()[-1].startswith("interrupted: ")
