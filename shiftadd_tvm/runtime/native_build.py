@@ -27,14 +27,9 @@ NATIVE = ("c++", "g++", "clang++")
 COMPILE = (
     *("-std=c++17", "-O2", "-DNDEBUG", "-fPIC", "-Wall", "-Wextra"),
     *("-fvisibility=hidden", "-fvisibility-inlines-hidden"),
-    *("-ffunction-sections", "-fdata-sections"),
 )
-# nodelete: threads may be inside when a program closes the library; gc-sections: zig links its C++
-# library whole, of which a fifth is used
-LINK = (
-    *("-shared", "-s", f"-Wl,-soname,{SONAME}", "-Wl,-z,nodelete"),
-    *("-Wl,--no-undefined", "-Wl,--gc-sections"),
-)
+# nodelete: threads may be inside when a program closes the library
+LINK = ("-shared", "-s", f"-Wl,-soname,{SONAME}", "-Wl,-z,nodelete", "-Wl,--no-undefined")
 
 
 class BuildError(Exception):
