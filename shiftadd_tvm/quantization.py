@@ -106,8 +106,9 @@ def quantize(
     identity = _identity(checkpoint, settings)
     with staged(Path(output), GOLDEN, force=force, keep_on_failure=True) as folder:
         finished = FinishedShards(folder, identity, resume)
-        run = _Run(checkpoint, layout, settings, folder, finished, tokenizer, progress or _silent)
-        run.spill = spill
+        run = _Run(
+            checkpoint, layout, settings, folder, finished, tokenizer, progress or _silent, spill
+        )
         run.calibrate()
         layers = run.write_shards()
         run.tune()
@@ -140,16 +141,16 @@ class _Run:
         finished: FinishedShards,
         tokenizer: dict[str, bytes],
         progress: Progress,
+        spill: bool,
     ) -> None:
         self.checkpoint, self.layout, self.settings = checkpoint, layout, settings
-        self.folder, self.tokenizer = folder, tokenizer
+        self.folder, self.tokenizer, self.spill = folder, tokenizer, spill
         self.decoder = layout.decoder
         count = self.decoder.layers + 1
         self.shards = [packed_writer.shard_name(index, count) for index in range(count)]
         self.finished = finished
         self.done = 0
         self.stages = StageProgress(progress, layout.linear_weights(), stage_work(settings))
-        self.spill = False
         self.calibrated: Calibrated | None = None
         self.description: dict[str, object] | None = None
         self.untouched: list[str] = []

@@ -146,7 +146,7 @@ shiftadd_status shiftadd_result_tensor(const shiftadd_result* result, size_t ind
              std::to_string(result->tensors.size()) + ".");
     }
     const DLTensor& d = result->tensors[index].tensor();
-    char* data = static_cast<char*>(d.data) + d.byte_offset;
+    char* data = const_cast<char*>(begin_of(d));
     *tensor = {result->function.outputs[index].name.c_str(), element_type(d.dtype)->dtype, d.ndim, d.shape, data};
   });
 }

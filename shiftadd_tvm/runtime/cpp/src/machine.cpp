@@ -83,14 +83,12 @@ void Machine::bundle_parameters() {
 Object Machine::placed(const std::string& name, const Object& given) {
   const DLTensor& from = given.tensor();
   if (from.device.device_type == memory_.device().device_type) return given;
-  const std::vector<int64_t> shape(from.shape, from.shape + from.ndim);
-  const size_t bytes = tensor_bytes(*element_type(from.dtype), shape);
-  const char* data = static_cast<const char*>(from.data) + from.byte_offset;
+  const size_t bytes = bytes_of(from);
+  const char* data = begin_of(from);
   const std::vector<char> content(data, data + (bytes <= kSmall ? bytes : 0));
   Staged& staged = staged_[name];
   const bool fits = staged.tensor && element_type(staged.tensor.tensor().dtype) == element_type(from.dtype) &&
-                    std::vector<int64_t>(staged.tensor.tensor().shape,
-                                         staged.tensor.tensor().shape + staged.tensor.tensor().ndim) == shape;
+                    shape_of(staged.tensor.tensor()) == shape_of(from);
   if (!fits) {
     staged = {};
     staged = {memory_.upload(given), content};

@@ -8,12 +8,6 @@
 namespace shiftadd::internal {
 namespace {
 
-const char* begin_of(const DLTensor& d) { return static_cast<const char*>(d.data) + d.byte_offset; }
-
-std::vector<int64_t> shape_of(const DLTensor& d) { return {d.shape, d.shape + d.ndim}; }
-
-size_t bytes_of(const DLTensor& d) { return tensor_bytes(*element_type(d.dtype), shape_of(d)); }
-
 bool lies_on(const Object& tensor, DLDevice device) { return tensor.tensor().device.device_type == device.device_type; }
 
 // Call a function that has to do with a GPU.

@@ -11,7 +11,7 @@ namespace {
 
 const float* row_of(const Object& tensor, size_t row) {
   const DLTensor& d = tensor.tensor();
-  return reinterpret_cast<const float*>(static_cast<const char*>(d.data) + d.byte_offset) + row * d.shape[1];
+  return reinterpret_cast<const float*>(begin_of(d)) + row * d.shape[1];
 }
 
 // Check what a function gave: its kernels may be another model's.
@@ -255,7 +255,7 @@ int32_t Session::draw(const shiftadd_sampling& s, int32_t step) {
   if (!one) fail(SHIFTADD_ERROR_INTERNAL, "Function sample gave something else than a token.");
   const Object read = model_->machine().memory().download(drawn);
   const DLTensor& d = read.tensor();
-  return *reinterpret_cast<const int32_t*>(static_cast<const char*>(d.data) + d.byte_offset);
+  return *reinterpret_cast<const int32_t*>(begin_of(d));
 }
 
 int32_t Session::sample(const shiftadd_sampling& sampling, int32_t step) {

@@ -29,6 +29,12 @@ size_t tensor_bytes(const ElementType& type, const std::vector<int64_t>& shape) 
   return bytes;
 }
 
+const char* begin_of(const DLTensor& tensor) { return static_cast<const char*>(tensor.data) + tensor.byte_offset; }
+
+std::vector<int64_t> shape_of(const DLTensor& tensor) { return {tensor.shape, tensor.shape + tensor.ndim}; }
+
+size_t bytes_of(const DLTensor& tensor) { return tensor_bytes(*element_type(tensor.dtype), shape_of(tensor)); }
+
 Object view_tensor(std::shared_ptr<const void> owner, const void* data, const ElementType& type,
                    const std::vector<int64_t>& shape, DLDevice device, size_t alignment) {
   auto holder = std::make_unique<Holder>();

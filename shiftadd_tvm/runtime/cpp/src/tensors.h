@@ -24,6 +24,11 @@ Object copied_tensor(const void* data, const ElementType& type, const std::vecto
 // The bytes of a dense tensor.
 size_t tensor_bytes(const ElementType& type, const std::vector<int64_t>& shape);
 
+// Where a tensor's numbers begin; its sizes; its bytes, where it is dense and of a known type.
+const char* begin_of(const DLTensor& tensor);
+std::vector<int64_t> shape_of(const DLTensor& tensor);
+size_t bytes_of(const DLTensor& tensor);
+
 // A copy of some numbers, in one dimension or in this shape.
 Object int32_tensor(const std::vector<int32_t>& values, std::vector<int64_t> shape = {});
 Object float_tensor(float value);
