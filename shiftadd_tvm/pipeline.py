@@ -29,6 +29,7 @@ from shiftadd_tvm import imported_operators
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.ops import OP
 from shiftadd_tvm.parameter_checks import DropParameterChecks
+from shiftadd_tvm.shared_tensors import ShareTensors
 from shiftadd_tvm.tuning.log import TuningLog
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,9 @@ PLAN = (
 # that its calls, a third of all those of a decode step, would free nothing before the function's end.
 LOWER = (
     relax.transform.LowerAllocTensor,
+    ShareTensors,
     relax.transform.CanonicalizeBindings,
+    relax.transform.DeadCodeElimination,
     relax.transform.LowerRuntimeBuiltin,
     relax.transform.ComputePrimValue,
     relax.transform.VMShapeLower,

@@ -120,6 +120,15 @@ class _Times:
         self.decode: dict[str, list[float]] = defaultdict(list)
         self.prefill: dict[str, list[float]] = defaultdict(list)
         self.sample: list[float] = []
+        self.operators: dict[str, list[list[float]]] = defaultdict(list)  # each round's calls
+
+    def by_operator(self) -> list[Fields]:
+        """Return the calls and the median seconds of each operator in a decode step, longest first."""
+        rows = [
+            {"op": op, "calls": len(rounds[0]), "seconds": statistics.median([*map(sum, rounds)])}
+            for op, rounds in self.operators.items()
+        ]
+        return sorted(rows, key=lambda row: -row["seconds"])
 
     def compared(self, info: Fields, name: str, request: Request) -> Fields:
         """Return what is said of a peer."""
@@ -148,6 +157,8 @@ def _play(table: Game, tokens: int, progress: Progress) -> _Times:
         for name, seconds in each.items():
             times.decode[name] += seconds
         times.sample.append(table.ours().play("sample"))
+        for op, calls in table.ours().play("profile").items():
+            times.operators[op].append(calls)
     progress(total, total, "done")
     return times
 
@@ -169,6 +180,7 @@ def _fields(artifact: Artifact, request: Request, times: _Times) -> Fields:
         "prefill_tokens_per_second": request.prompt_tokens / prefill,
         "prefill_spread": statistics.spread(times.prefill[game.OURS]),
         "sample_seconds": statistics.median(times.sample),
+        "operators": times.by_operator(),
         "weight_bytes": weights,
         "cache_bytes": round(cache),
         "bytes_per_token": weights + round(cache),

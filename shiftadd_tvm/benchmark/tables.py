@@ -42,7 +42,19 @@ def model(fields: Fields) -> str:
     ]
     parts = f"weights {size(fields['weight_bytes'])}, cache {size(fields['cache_bytes'])}"
     lines = [head, table(rows), f"read a token: {parts}; choosing one: {_sampling(fields)}"]
-    return "\n".join([*lines, _roof(fields), *_model_peers(fields), *_notes(fields)])
+    lines += [_roof(fields), "", _operators(fields)]
+    return "\n".join([*lines, *_model_peers(fields), *_notes(fields)])
+
+
+def _operators(fields: Fields) -> str:
+    """Return where a decode step's time goes; the rest is what lies between the operators."""
+    step = 1e3 / fields["decode_tokens_per_second"]
+    rows: list[Row] = [("a decode step", "calls", "ms", "share")]
+    found = [(row["op"], row["calls"], 1e3 * row["seconds"]) for row in fields["operators"]]
+    rest = step - sum(ms for _, _, ms in found)
+    for op, calls, ms in [*found, ("between operators", "", rest)]:
+        rows.append((op, str(calls), f"{ms:.3f}", f"{ms / step:.1%}"))
+    return table(rows)
 
 
 def _threads(fields: Fields) -> str:

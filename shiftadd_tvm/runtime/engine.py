@@ -1,7 +1,9 @@
 """Run an artifact: libshiftadd, as Python's own classes. Nothing is computed or decided here."""
 
+import contextlib
 import ctypes
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +91,22 @@ class Model:
             inputs[index] = native.Tensor(wanted, dtype, array.ndim, shape, array.ctypes.data)
         result = native.create("call", self.handle, name.encode(), inputs, len(given))
         return native.Result(result).arrays()
+
+    @contextlib.contextmanager
+    def profile(self) -> Iterator[dict[str, list[float]]]:
+        """Yield the seconds of each call of each compiled operator, by name, that is made meanwhile."""
+        seconds: dict[str, list[float]] = defaultdict(list)
+
+        def add(name: bytes, elapsed: float, _: object) -> None:
+            if not name.startswith(b"vm.builtin."):
+                seconds[name.decode()].append(elapsed)
+
+        callback = native.PROFILE_CALLBACK(add)
+        native.call("model_profile", self.handle, callback, None)
+        try:
+            yield seconds
+        finally:
+            native.call("model_profile", self.handle, native.PROFILE_CALLBACK(), None)
 
 
 class Engine(Model):

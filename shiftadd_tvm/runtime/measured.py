@@ -5,6 +5,7 @@ probe of the memory runs on the very threads that decode.
 """
 
 import time
+from collections import defaultdict
 
 import numpy as np
 
@@ -76,6 +77,16 @@ class Measured:
             times.append(time.perf_counter() - begin)
         return times
 
+    def profile(self) -> dict[str, list[float]]:
+        """Return the seconds of each call of each operator in a step for the last token, by kind."""
+        self._session.truncate(self._length - 1)
+        by_kind: dict[str, list[float]] = defaultdict(list)
+        with self._engine.profile() as seconds:
+            self._session.decode(self._tokens[self._length - 1])
+        for name, calls in seconds.items():  # TVM numbers the shapes of one operator
+            by_kind[name.rstrip("0123456789")] += calls
+        return by_kind
+
     def sample(self) -> float:
         """Return the seconds that it takes to choose a token greedily."""
         begin = time.perf_counter()
@@ -85,7 +96,7 @@ class Measured:
 
 def _prepare(request: Fields) -> tuple[Fields, dict[str, object]]:
     measured = Measured(request)
-    names = ("probe", "prefill", "decode", "sample")
+    names = ("probe", "prefill", "decode", "profile", "sample")
     return {}, {name: getattr(measured, name) for name in names}
 
 

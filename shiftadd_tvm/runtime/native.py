@@ -5,7 +5,7 @@ import ctypes
 import functools
 import importlib.util
 import os
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ class Tensor(ctypes.Structure):
 
 
 LOGITS_CALLBACK = ctypes.CFUNCTYPE(c_int32, c_void_p, c_size_t, c_size_t, c_void_p)
+PROFILE_CALLBACK = ctypes.CFUNCTYPE(None, c_char_p, c_double, c_void_p)
 
 _INTS = POINTER(c_int32)
 # Of the functions that return a status, the arguments.
@@ -104,6 +105,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "load_runtime": [c_char_p, c_char_p],
     "model_load": [c_char_p, POINTER(ModelParams), POINTER(c_void_p)],
     "model_get_info": [c_void_p, POINTER(ModelInfo)],
+    "model_profile": [c_void_p, PROFILE_CALLBACK, c_void_p],
     "session_create": [c_void_p, POINTER(c_void_p)],
     "session_reset": [c_void_p],
     "session_truncate": [c_void_p, c_size_t],

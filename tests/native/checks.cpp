@@ -136,6 +136,26 @@ void functions(const Model& model) {
   refused({nullptr, SHIFTADD_INT32, 1, three, data}, "needs an input");
 }
 
+void count_calls(const char* op, double seconds, void* user) {
+  CHECK(seconds >= 0);
+  if (std::string(op).compare(0, 5, "embed") == 0) ++*static_cast<int*>(user);
+}
+
+// The operators of a call are reported, and no longer after the end.
+void profile(const Model& model) {
+  const int64_t one[] = {1};
+  int32_t id = 7;
+  int calls = 0;
+  const std::vector<shiftadd_tensor> inputs = {{"ids", SHIFTADD_INT32, 1, one, &id}};
+  model.profile(count_calls, &calls);
+  model.call("embed", inputs);
+  CHECK(calls == 1);
+  model.profile(nullptr);
+  model.call("embed", inputs);
+  CHECK(calls == 1);
+  fails(shiftadd_model_profile(nullptr, count_calls, &calls), SHIFTADD_ERROR_USAGE, "NULL");
+}
+
 std::vector<float> copied(const Session& session) {
   const auto [logits, size] = session.logits();
   return {logits, logits + size};
@@ -280,6 +300,7 @@ int main(int count, char** arguments) {
     misuse(model);
     metadata(model);
     functions(model);
+    profile(model);
     forks(model);
     batches(model);
     callbacks(model);

@@ -100,6 +100,13 @@ shiftadd_status shiftadd_model_metadata(const shiftadd_model* model, const char*
   });
 }
 
+shiftadd_status shiftadd_model_profile(shiftadd_model* model, shiftadd_profile_callback callback, void* user) {
+  return guarded([&] {
+    Machine& machine = checked(model).machine();
+    machine.run([&] { machine.profile(callback, user); });
+  });
+}
+
 shiftadd_status shiftadd_model_file(const shiftadd_model* model, const char* name, const void** data, size_t* size) {
   return guarded([&] {
     Model& m = checked(const_cast<shiftadd_model*>(model));

@@ -123,4 +123,27 @@ Object Machine::call(const Signature& function, const std::vector<Named>& argume
   }
 }
 
+void Machine::profile(shiftadd_profile_callback callback, void* user) {
+  profile_ = {callback, user, {}};
+  try {
+    const Object created = callback ? callback_function(&profile_, &Machine::observe) : Object();
+    const Object set = get_function(machine_, "set_instrument");
+    shiftadd::internal::call(set, {callback ? Argument(created) : Argument::none()});
+  } catch (const TvmError& error) {
+    fail(SHIFTADD_ERROR_INTERNAL, "Operators cannot be measured: " + error.message + ".");
+  }
+}
+
+// What the virtual machine calls before and after each call: with the function, its name, and which it is.
+int Machine::observe(void* profile, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result) {
+  const auto now = std::chrono::steady_clock::now();
+  Profile& own = *static_cast<Profile*>(profile);
+  result->type_index = kTVMFFINone;
+  if (count < 3 || arguments[1].type_index != kTVMFFIRawStr) return 0;
+  const bool before = arguments[2].v_int64 != 0;
+  if (!before) own.callback(arguments[1].v_c_str, std::chrono::duration<double>(now - own.begun).count(), own.user);
+  own.begun = std::chrono::steady_clock::now();
+  return 0;
+}
+
 }  // namespace shiftadd::internal

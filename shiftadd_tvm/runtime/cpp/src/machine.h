@@ -1,6 +1,9 @@
 // The compiled functions of an artifact: TVM's virtual machine, with the parameters and a thread.
 #pragma once
 
+#include <shiftadd/shiftadd.h>
+
+#include <chrono>
 #include <map>
 #include <string>
 #include <string_view>
@@ -33,6 +36,9 @@ class Machine {
   // Failure internal for what a kernel raises, bad file for an input that is not among `arguments`.
   Object call(const Signature& function, const std::vector<Named>& arguments);
 
+  // Report what each call of an operator takes, until `callback` is null.
+  void profile(shiftadd_profile_callback callback, void* user);
+
   int threads() const { return threads_; }
   const Memory& memory() const { return memory_; }  // where the functions' tensors lie
 
@@ -43,6 +49,13 @@ class Machine {
     std::vector<char> content;  // of small ones
   };
 
+  struct Profile {
+    shiftadd_profile_callback callback;
+    void* user;
+    std::chrono::steady_clock::time_point begun;
+  };
+
+  static int observe(void* profile, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result);
   void open(int threads);
   void bundle_parameters();
   Object placed(const std::string& name, const Object& given);
@@ -53,6 +66,7 @@ class Machine {
   Object module_, machine_, parameters_;
   std::map<std::string_view, Object> functions_;
   std::map<std::string, Staged> staged_;
+  Profile profile_ = {};
   Worker worker_;  // last, so that it ends first
 };
 

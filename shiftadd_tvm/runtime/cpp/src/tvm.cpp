@@ -17,7 +17,8 @@ std::atomic<const Tvm*> loaded{nullptr};
 
 const Tvm* open_libraries(const std::string&, const std::string&) {
   static constexpr Tvm kLinked = {TVMFFIObjectIncRef,   TVMFFIObjectDecRef,        TVMFFIFunctionGetGlobal,
-                                  TVMFFIFunctionCall,   TVMFFIErrorMoveFromRaised, TVMFFITensorFromDLPack};
+                                  TVMFFIFunctionCall,   TVMFFIFunctionCreate,      TVMFFIErrorMoveFromRaised,
+                                  TVMFFITensorFromDLPack};
   return &kLinked;
 }
 
@@ -93,6 +94,7 @@ const Tvm* open_libraries(const std::string& runtime_library, const std::string&
   find(ffi, "TVMFFIObjectDecRef", found.object_dec_ref);
   find(ffi, "TVMFFIFunctionGetGlobal", found.function_get_global);
   find(ffi, "TVMFFIFunctionCall", found.function_call);
+  find(ffi, "TVMFFIFunctionCreate", found.function_create);
   find(ffi, "TVMFFIErrorMoveFromRaised", found.error_move_from_raised);
   find(ffi, "TVMFFITensorFromDLPack", found.tensor_from_dlpack);
   return &found;
@@ -189,6 +191,12 @@ Object global_function(const std::string& name) {
   TVMFFIObjectHandle handle = nullptr;
   if (tvm().function_get_global(&bytes, &handle) != 0) throw raised();
   if (!handle) throw TvmError{"TVM's runtime has no function " + name};
+  return Object(handle);
+}
+
+Object callback_function(void* self, TVMFFISafeCallType code) {
+  TVMFFIObjectHandle handle = nullptr;
+  if (tvm().function_create(self, code, nullptr, &handle) != 0) throw raised();
   return Object(handle);
 }
 

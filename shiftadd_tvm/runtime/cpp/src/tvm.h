@@ -19,6 +19,7 @@ struct Tvm {
   decltype(&TVMFFIObjectDecRef) object_dec_ref;
   decltype(&TVMFFIFunctionGetGlobal) function_get_global;
   decltype(&TVMFFIFunctionCall) function_call;
+  decltype(&TVMFFIFunctionCreate) function_create;
   decltype(&TVMFFIErrorMoveFromRaised) error_move_from_raised;
   decltype(&TVMFFITensorFromDLPack) tensor_from_dlpack;
 };
@@ -84,6 +85,9 @@ struct TvmError {
 
 // The function that TVM knows by this name. TvmError.
 Object global_function(const std::string& name);
+
+// A function that calls `code` with `self`, which must outlive it. TvmError.
+Object callback_function(void* self, TVMFFISafeCallType code);
 
 // Call a function; empty where it gives None or no object. TvmError for what it raises.
 Object call(const Object& function, const std::vector<Argument>& arguments);

@@ -125,6 +125,16 @@ SHIFTADD_API const char* shiftadd_model_manifest(const shiftadd_model* model, si
 SHIFTADD_API shiftadd_status shiftadd_model_metadata(const shiftadd_model* model, const char* path,
                                                      char* buffer, size_t capacity, size_t* size);
 
+/* What one call of an operator took, in seconds of the wall clock, with the operator's name as it stands in the
+ * library; calls of the runtime's own begin with "vm.builtin.". It runs on the model's thread, and may not
+ * call this library. On a GPU it is the time of the launch. */
+typedef void (*shiftadd_profile_callback)(const char* op, double seconds, void* user);
+
+/* Report every call of an operator to `callback` from now on; NULL ends it. Reading the clock costs a step
+ * some ten nanoseconds a call. */
+SHIFTADD_API shiftadd_status shiftadd_model_profile(shiftadd_model* model, shiftadd_profile_callback callback,
+                                                    void* user);
+
 /* The bytes of a file of the artifact that is no code, such as "tokenizer.json". Valid as long as the
  * model. SHIFTADD_ERROR_USAGE where the artifact lists none of that name. */
 SHIFTADD_API shiftadd_status shiftadd_model_file(const shiftadd_model* model, const char* name,

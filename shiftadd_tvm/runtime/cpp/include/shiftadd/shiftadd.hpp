@@ -116,6 +116,11 @@ class Model {
     return std::string(static_cast<const char*>(data), size);
   }
 
+  // Report the seconds of every operator's call, on the model's thread, until the next call of profile().
+  void profile(shiftadd_profile_callback callback, void* user = nullptr) const {
+    check(shiftadd_model_profile(handle_.get(), callback, user));
+  }
+
   Result call(const std::string& function, const std::vector<shiftadd_tensor>& inputs) const {
     shiftadd_result* result = nullptr;
     check(shiftadd_call(handle_.get(), function.c_str(), inputs.data(), inputs.size(), &result));
