@@ -9,7 +9,8 @@ first run fills the page cache; the best time counts. `overhead_mb` is resident 
 of the parameters that were touched. Decode steps take turns with the compiled function called by its
 name, with nothing of a session around it, and with the same call while the runtime reports what each
 operator takes, which add up to `operators_ms`: the kernels' own time. `decode_over_function` and
-`decode_over_operators` are the medians of the runs' ratios of these medians. A synthetic model has a published shape, so many of its blocks, and made-up weights.
+`decode_over_operators` are the medians of the runs' ratios of these medians. A synthetic model
+has a published shape, so many of its blocks, and made-up weights.
 """
 
 import argparse

@@ -91,7 +91,12 @@ def test_an_artifact_is_measured(tiny: Tiny) -> None:
     assert fields["bandwidth_fraction"] == pytest.approx(share, rel=1e-2)
     assert fields["dram_bandwidth_bytes_per_second"] == max(fields["dram_readings"].values())
     assert fields["model"] == str(tiny.artifact) and fields["bits"] == 3
+    calls = {row["op"]: row["calls"] for row in fields["operators"]}
+    layers = Artifact(tiny.artifact).number("model", "layers")
+    assert calls["attend"] == layers and calls["embed"] == calls["dense"] == 1
+    assert all(row["seconds"] > 0 for row in fields["operators"])
     text = tables.model(fields)
+    assert "between operators" in text
     assert "decode (5 after 8 tokens)" in text and "of the roof" in text
 
 
