@@ -21,6 +21,7 @@ from shiftadd_tvm import (
     calibration_text,
     cpu,
     golden,
+    heap,
     packed_config,
     packed_writer,
     quantization_report,
@@ -96,6 +97,7 @@ def quantize(
     is false.
     """
     begin = time.perf_counter()
+    heap.map_large_blocks()
     refuse_existing(Path(output), GOLDEN, force)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     layout = make_layout(checkpoint, settings)
