@@ -188,13 +188,12 @@ class Calibrated:
         hessian = self.hessian(group)
         powers = [_energy(matrix, hessian) for matrix in matrices]
         costs: dict[str, dict[str, float]] = {linear: {} for linear in group}
+        rotated = shiftadd.RotatedGroup(matrices, hessian, self._settings)
         wanted, bits = widths(self._settings.bits), round(self._settings.bits)
         for width in [bits] if self._settings.amounts.one_width else wanted:
-            coded = shiftadd.quantize(
-                matrices, [width] * len(group), hessian, self._settings, rounds=0
-            )
-            for linear, one, power in zip(group, coded, powers, strict=True):
-                costs[linear][str(width)] = one.output_error * power * energies[linear]
+            errors = rotated.output_errors([width] * len(group))
+            for linear, error, power in zip(group, errors, powers, strict=True):
+                costs[linear][str(width)] = error * power * energies[linear]
         for known in costs.values():
             for width in wanted:
                 known.setdefault(str(width), known[str(bits)] * LOSS_PER_BIT ** (width - bits))

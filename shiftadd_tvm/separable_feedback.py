@@ -12,6 +12,7 @@ and rounded to sums of powers of two at once, so that the next pass makes up for
 matrix is first scaled by a power of two to an rms near 1, which goes back into its r.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ def fit(
     matrices: Sequence[Tensor],
     bits: Sequence[int],
     hessian: Tensor,
+    feedback: Feedback,
     settings: QuantizeSettings,
     importance: Sequence[float] | None = None,
     rounds: int = 2,
@@ -56,11 +58,11 @@ def fit(
     """Return the codes and scales of each float32 (N_i, K) matrix for `hessian` (K, K), after so many
     `rounds` of refitted scales.
 
-    `importance` weighs the output errors of the matrices against each other in s; by default each
-    counts by the inverse of its own outputs' energy.
+    `feedback` is made of the same `hessian`: its factor serves every choice of bits. `importance`
+    weighs the output errors of the matrices against each other in s; by default each counts by the
+    inverse of its own outputs' energy.
     """
     stack = _Stack(matrices, bits, hessian, settings, importance)
-    feedback = Feedback(hessian)
     for _ in range(rounds):
         stack.round(feedback)
         stack.fit_columns()
@@ -74,11 +76,6 @@ def levels_from(planes: Tensor) -> Tensor:
     """Return all sums of ±c[i], ascending, float32 (2^bits,)."""
     positive = torch.from_numpy(levels_of(planes.double().numpy())[0]).float()
     return torch.cat([-positive.flip(0), positive])
-
-
-def nearest(normalized: Tensor, levels: Tensor) -> Tensor:
-    """Return the level nearest to each value, same shape."""
-    return levels[torch.bucketize(normalized, (levels[1:] + levels[:-1]) / 2)]
 
 
 def round_terms(values: Tensor, terms: int) -> Tensor:
@@ -106,11 +103,22 @@ class _Stack:
         terms = settings.plane_terms
         planes = [np.sort(powers.round_to_powers(np.array(GAUSSIAN[b]), terms))[::-1] for b in bits]
         self.planes = [torch.from_numpy(p.copy()).float() for p in planes]
-        self.levels = [levels_from(p) for p in self.planes]
+        self.spans = self._find_spans(bits)
         self.projected = self.weights @ hessian
         self.energy = (self.projected * self.weights).sum(1)
         self.importance = self._importance(importance)
         self._start()
+
+    def _find_spans(self, bits: Sequence[int]) -> list[tuple[slice, Tensor, Tensor]]:
+        """Return runs of rows with equal bits, their levels, and the middles between these."""
+        spans = []
+        pieces = zip(bits, self.parts, self.planes, strict=True)
+        for _, run in itertools.groupby(pieces, key=lambda piece: piece[0]):
+            members = list(run)
+            levels = levels_from(members[0][2])
+            rows = slice(members[0][1].start, members[-1][1].stop)
+            spans.append((rows, levels, (levels[1:] + levels[:-1]) / 2))
+        return spans
 
     def _importance(self, given: Sequence[float] | None) -> Tensor:
         result = torch.empty(len(self.weights))
@@ -142,8 +150,11 @@ class _Stack:
         self.codes = self._nearest(self.latent)
 
     def _nearest(self, normalized: Tensor) -> Tensor:
-        parts = zip(self.parts, self.levels, strict=True)
-        return torch.cat([nearest(normalized[part], levels) for part, levels in parts])
+        """Return the level nearest to each value, same shape."""
+        found = torch.empty_like(normalized)
+        for rows, levels, middles in self.spans:
+            found[rows] = levels[torch.bucketize(normalized[rows], middles)]
+        return found
 
     def fit_columns(self) -> None:
         """Set s to the least output error for the codes and r, rounded."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from shiftadd_tvm import bcq, powers, separable_feedback
+from shiftadd_tvm.error_feedback import Feedback
 from shiftadd_tvm.quantizers.alternating import make_rotation
 from shiftadd_tvm.separable_feedback import Coded
 from shiftadd_tvm.separable_fit import encode, levels_of
@@ -29,6 +30,47 @@ class Quantized:
     output_error: float
 
 
+class RotatedGroup:
+    """The linears of an input group in the rotated basis, and the factor of their H: what coding them
+    at any bits begins with."""
+
+    def __init__(
+        self, matrices: Sequence[Array], hessian: Tensor, settings: QuantizeSettings
+    ) -> None:
+        """Take float32 (N_i, K) matrices and the second moments of their activation, (K, K)."""
+        self._settings = settings
+        self._rotation = make_rotation(matrices[0].shape[1], settings)
+        self._matrices = [torch.from_numpy(_rotate(m, self._rotation)) for m in matrices]
+        moments = _rotate(_rotate(hessian.numpy(), self._rotation).T, self._rotation)
+        self._hessian = torch.from_numpy(moments)
+        self._feedback = Feedback(self._hessian)
+
+    def quantize(
+        self, bits: Sequence[int], importance: Sequence[float] | None = None, rounds: int = 2
+    ) -> list[Quantized]:
+        """Return one weight for each matrix, with its own bits; see `quantize`."""
+        coded = self._fit(bits, importance, rounds)
+        pack = lambda one: _pack(one, self._rotation, self._settings)
+        return [Quantized(pack(one), one.output_error) for one in coded]
+
+    def output_errors(self, bits: Sequence[int]) -> list[float]:
+        """Return the relative output error of each matrix, its scales not refitted."""
+        return [one.output_error for one in self._fit(bits, None, 0)]
+
+    def _fit(
+        self, bits: Sequence[int], importance: Sequence[float] | None, rounds: int
+    ) -> list[Coded]:
+        return separable_feedback.fit(
+            self._matrices,
+            bits,
+            self._hessian,
+            self._feedback,
+            self._settings,
+            importance,
+            rounds,
+        )
+
+
 def quantize(
     matrices: Sequence[Array],
     bits: Sequence[int],
@@ -43,14 +85,7 @@ def quantize(
     weight of each matrix's output error; scales are refitted `rounds` times. The weights share the
     rotation and `column_terms`.
     """
-    inputs = matrices[0].shape[1]
-    rotation = make_rotation(inputs, settings)
-    rotated = [torch.from_numpy(_rotate(matrix, rotation)) for matrix in matrices]
-    moments = _rotate(_rotate(hessian.numpy(), rotation).T, rotation)
-    coded = separable_feedback.fit(
-        rotated, bits, torch.from_numpy(moments), settings, importance, rounds
-    )
-    return [Quantized(_pack(one, rotation, settings), one.output_error) for one in coded]
+    return RotatedGroup(matrices, hessian, settings).quantize(bits, importance, rounds)
 
 
 def _rotate(values: Array, rotation: bcq.Rotation | None) -> Array:
