@@ -7,6 +7,7 @@ positions), norms, biases and heads keep their float32 weights: they are a few p
 rows that are looked up, and read what no rotation has spread.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -110,17 +111,20 @@ class _Writer:
         patch = [kind.patch_height, kind.patch_width]
         weights = (self._tensor(f"{kind.projection}.{part}") for part in ("weight", "bias"))
         x = self._node("Conv", pixels, *weights, kernel_shape=patch, strides=patch)
-        count = kind.sequence - len(kind.tokens)
+        count = math.prod(kind.patches)
         x = self._node("Reshape", x, self._constant([0, hidden, count]))
         x = self._node("Transpose", x, perm=[0, 2, 1])
-        if not kind.tokens:
-            return self._node("Add", x, self._tensor(kind.positions))
-        front = np.concatenate([self._read(name) for name in kind.tokens], axis=1)
+        places = self._read(kind.positions)
+        self._tensors["positions"] = np.ascontiguousarray(places[:, len(kind.tokens) :])
+        x = self._node("Add", x, "positions")
+        front = places[:, : len(kind.tokens)]
+        front = front + np.concatenate([self._read(name) for name in kind.tokens], axis=1)
+        if kind.registers:
+            front = np.concatenate([front, self._read(kind.registers)], axis=1)
         self._tensors["tokens"] = front
         batch = self._node("Shape", pixels, start=0, end=1)
         sizes_of_front = self._node("Concat", batch, self._constant(list(front.shape[1:])), axis=0)
-        x = self._node("Concat", self._node("Expand", "tokens", sizes_of_front), x, axis=1)
-        return self._node("Add", x, self._tensor(kind.positions))
+        return self._node("Concat", self._node("Expand", "tokens", sizes_of_front), x, axis=1)
 
     def _words(self, kind: Words) -> tuple[str, str]:
         """Return x (batch, tokens, hidden) of texts, and what scores add (batch, 1, 1, tokens)."""
@@ -249,6 +253,8 @@ class _Writer:
         one = self._node("Gather", x, self._constant(at), axis=1)
         if rows != "first and mean":
             return one
-        rest = self._columns(x, 1, np.iinfo(np.int64).max, axis=1)
+        assert isinstance(self._encoder.embedded, Images)
+        patches = math.prod(self._encoder.embedded.patches)
+        rest = self._columns(x, -patches, np.iinfo(np.int64).max, axis=1)
         mean = self._node("ReduceMean", rest, self._constant([1]), keepdims=0)
         return self._node("Concat", one, mean, axis=1)

@@ -28,6 +28,9 @@ class Images:
     projection: str  # module of the convolution that embeds a patch
     tokens: tuple[str, ...]  # learned tensors (1, 1, hidden) in front of the patches
     positions: str  # learned tensor (1, tokens and patches, hidden)
+    registers: str = ""  # learned tensor (1, register_count, hidden) behind the tokens, without positions
+    register_count: int = 0
+    smoothed: bool = False  # positions for another image size are filtered before they are resampled
 
     @property
     def patches(self) -> tuple[int, int]:
@@ -35,8 +38,8 @@ class Images:
         return self.height // self.patch_height, self.width // self.patch_width
 
     @property
-    def sequence(self) -> int:
-        """The tokens and patches of an image."""
+    def placed(self) -> int:
+        """The tokens and patches of an image: what has a position."""
         return len(self.tokens) + math.prod(self.patches)
 
     def __str__(self) -> str:
@@ -48,7 +51,8 @@ class Images:
         patch = (self.channels, self.patch_height, self.patch_width)
         return {
             **{name: (1, 1, hidden) for name in self.tokens},
-            self.positions: (1, self.sequence, hidden),
+            self.positions: (1, self.placed, hidden),
+            **({self.registers: (1, self.register_count, hidden)} if self.registers else {}),
             f"{self.projection}.weight": (hidden, *patch),
             f"{self.projection}.bias": (hidden,),
         }
@@ -115,7 +119,7 @@ class Head:
     output: str
     steps: tuple[Step, ...] = ()
     of: tuple[str, ...] = (STATES,)  # an output before it; of several, their mean
-    rows: str = "first"  # tokens of the hidden states: "first", "second", "all", "first and mean"
+    rows: str = "first"  # of the hidden states: "first", "second", "all", "first and mean" of patches
     optional: bool = False  # left out where the checkpoint has not got its tensors
 
     def tensor_shapes(self) -> Shapes:

@@ -58,7 +58,7 @@ def _grid(encoder: Encoder, checkpoint: Checkpoint) -> int:
     if embedded.positions not in checkpoint:
         return 0
     shape, front = checkpoint.shape(embedded.positions), len(embedded.tokens)
-    if len(shape) != 3 or shape == (1, embedded.sequence, encoder.hidden):
+    if len(shape) != 3 or shape == (1, embedded.placed, encoder.hidden):
         return 0
     side = math.isqrt(max(shape[1] - front, 0))
     return side if shape == (1, front + side * side, encoder.hidden) else 0
@@ -111,16 +111,19 @@ class _Reading(Mapping[str, Array]):
         if not isinstance(embedded, Images) or name != embedded.positions:
             return values
         side = _grid(self._encoder, self._checkpoint)
-        return resized(values, len(embedded.tokens), side, embedded.patches) if side else values
+        return resized(values, embedded, side) if side else values
 
 
-def resized(table: Array, front: int, side: int, patches: tuple[int, int]) -> Array:
-    """Return positions (1, front + side², hidden) for another grid of `patches`, as transformers
-    interpolates them: by cubics, the first `front` rows as they are."""
+def resized(table: Array, images: Images, side: int) -> Array:
+    """Return positions (1, tokens + side², hidden) for the patches of `images`, as transformers
+    interpolates them: by cubics, those of the tokens as they are."""
     import torch
 
+    front, patches = len(images.tokens), images.patches
     grid = torch.from_numpy(table[:, front:].reshape(1, side, side, -1)).permute(0, 3, 1, 2)
-    found = torch.nn.functional.interpolate(grid, patches, mode="bicubic", align_corners=False)
+    found = torch.nn.functional.interpolate(
+        grid, patches, mode="bicubic", align_corners=False, antialias=images.smoothed
+    )
     rows = found.permute(0, 2, 3, 1).reshape(1, math.prod(patches), -1).numpy()
     return np.concatenate([table[:, :front], rows], axis=1)
 

@@ -2,13 +2,14 @@
 
     GGUF             Hugging Face     beside the names
     llama            llama            rows of q and k are interleaved
+    ... of experts   mixtral          and a block's experts are one tensor (experts, outputs, inputs)
     qwen2, qwen3     qwen2, qwen3     as they are
     gemma            gemma            norms are stored as 1 + w
     gemma2           gemma2           and attention is in a window in every other block
     gemma3           gemma3_text      ... in 5 of 6 blocks
 
 Metadata keys are below the architecture's own name (`llama.block_count`). What a file has beyond what
-stands here, experts or adapters, is refused by its name.
+stands here, adapters or experts of another kind, is refused by its name.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,6 +55,7 @@ class Architecture:
     model_class: str
     constants: Config  # config keys that the architecture fixes
     inner: Mapping[str, str] = field(default_factory=lambda: INNER)  # names inside a block
+    stacked: Mapping[str, str] = field(default_factory=dict)  # of all experts; {} is the expert
     head_dim: str = "attention.key_length"  # GGUF's key; absent: hidden / heads
     interleaved: bool = False  # q and k rows: see gguf_checkpoint.gguf_rows
     norm_shift: float = 0.0  # what is stored too much in every norm
@@ -77,6 +79,14 @@ def _scalar_of(layers: int) -> Callable[[Config], Config]:
 
     return derive
 
+
+ROUTED = {name: path for name, path in INNER.items() if not path.startswith("mlp.")}
+ROUTED |= {"ffn_gate_inp": "block_sparse_moe.gate"}
+EXPERTS = {
+    "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+    "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+    "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+}
 
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
 
@@ -132,5 +142,19 @@ ARCHITECTURES = {
         optional={"rope_local_base_freq": ("rope.freq_base_swa", 10000.0)},
         window_period=6,
         derive=_scalar_of(62),
+    ),
+}
+
+# what files of an architecture are that have experts: a positive expert_count
+WITH_EXPERTS = {
+    "llama": Architecture(
+        "mixtral",
+        "MixtralForCausalLM",
+        {"hidden_act": "silu", "sliding_window": None},
+        inner=ROUTED,
+        stacked=EXPERTS,
+        head_dim="rope.dimension_count",
+        interleaved=True,
+        whole={"num_local_experts": "expert_count", "num_experts_per_tok": "expert_used_count"},
     ),
 }

@@ -4,6 +4,7 @@
     tensor names   -> model.layers.N.self_attn.q_proj.weight, ...
     q and k rows   llama interleaves the two halves of a head for its rotary embedding; undone here
     norms          gemma stores 1 + w; w is shown
+    experts        a block has one tensor for all of them; each one's matrix is shown
     rope_freqs     -> rope_scaling of type llama3
     tokenizer      built by transformers, which knows GGUF's tokenizers
 
@@ -16,14 +17,20 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
-from shiftadd_tvm.gguf_architectures import ARCHITECTURES, OUTER, WHOLE, Architecture
+from shiftadd_tvm.gguf_architectures import (
+    ARCHITECTURES,
+    OUTER,
+    WHOLE,
+    WITH_EXPERTS,
+    Architecture,
+)
 from shiftadd_tvm.gguf_file import GgufFile
 
 # f32 (head_dim / 2): what each rotary wavelength is stretched by
@@ -38,6 +45,15 @@ LLAMA3_ROPE = {
 VOLATILE_KEYS = ("is_local", "local_files_only", "name_or_path")
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor is: GGUF's name, and which matrix of a stack, if it is one."""
+
+    name: str
+    shape: tuple[int, ...]
+    expert: int | None = None
+
+
 class GgufCheckpoint(Checkpoint):
     """A GGUF file under Hugging Face names."""
 
@@ -46,10 +62,10 @@ class GgufCheckpoint(Checkpoint):
         self.path = path
         self._file = GgufFile(path)
         self._name, self._architecture = _architecture(self._file)
-        inner = self._architecture.inner
-        self._names = {  # Hugging Face's name -> GGUF's
-            hf_name(path, name, inner): name for name in self._file.names() if name != ROPE_FACTORS
-        }
+        self._names = {}  # Hugging Face's name -> where it is
+        for name in self._file.names():
+            if name != ROPE_FACTORS:
+                self._names |= hf_names(path, name, self._file.shape(name), self._architecture)
         self.config = self._config()
         self._heads = self._permuted_heads() if self._architecture.interleaved else {}
 
@@ -76,19 +92,21 @@ class GgufCheckpoint(Checkpoint):
         sizes: dict[str, int] = {}
         for name in self._names:
             if len(self._shape(name)) > 1:
-                kind = self._file.type_name(self._names[name])
+                kind = self._file.type_name(self._names[name].name)
                 sizes[kind] = sizes.get(kind, 0) + self.stored_bytes(name)
         return f"GGUF, {', '.join(sorted(sizes, key=lambda kind: -sizes[kind]))}"
 
     def stored_bytes(self, name: str) -> int:
         """Return the bytes that a tensor's blocks take."""
-        return self._file.nbytes(self._names[name])
+        stored = self._names[name]
+        matrices = 1 if stored.expert is None else self._file.shape(stored.name)[0]
+        return self._file.nbytes(stored.name) // matrices
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        return self._file.shape(self._names[name])
+        return self._names[name].shape
 
     def _dtype(self, name: str) -> str:
-        stored = self._file.type_name(self._names[name])
+        stored = self._file.type_name(self._names[name].name)
         return stored if stored in ("F32", "BF16") else "F16"
 
     def _files(self) -> list[Path]:
@@ -98,7 +116,10 @@ class GgufCheckpoint(Checkpoint):
         stored = self._names[name]
         if name in self._heads:
             return self._permuted_rows(name, start, stop)
-        values = self._file.read_rows(stored, start, stop)
+        if stored.expert is not None:
+            first = stored.expert * stored.shape[0]
+            return self._file.read_stacked(stored.name, first + start, first + stop)
+        values = self._file.read_rows(stored.name, start, stop)
         if name.endswith("norm.weight"):
             values -= np.float32(self._architecture.norm_shift)
         return values
@@ -106,9 +127,9 @@ class GgufCheckpoint(Checkpoint):
     def _permuted_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         rows = gguf_rows(np.arange(start, stop), self._shape(name)[0] // self._heads[name])
         if not rows.size:
-            return self._file.read_rows(self._names[name], 0, 0)
+            return self._file.read_rows(self._names[name].name, 0, 0)
         first = int(rows.min())
-        span = self._file.read_rows(self._names[name], first, int(rows.max()) + 1)
+        span = self._file.read_rows(self._names[name].name, first, int(rows.max()) + 1)
         chosen: np.ndarray = span[rows - first]
         return chosen
 
@@ -124,7 +145,7 @@ class GgufCheckpoint(Checkpoint):
                 found, expected = self._shape(name)[0], heads[name] * dim
                 if found != expected or dim % 2:
                     raise BadFileError(
-                        f"{self.path}: tensor {self._names[name]} has {found} rows, expected "
+                        f"{self.path}: tensor {self._names[name].name} has {found} rows, expected "
                         f"{expected} = {heads[name]} heads of {dim} (an even size); get it again."
                     )
         return heads
@@ -241,21 +262,29 @@ def _architecture(file: GgufFile) -> tuple[str, Architecture]:
             f"{file.path} is one of {parts} parts of a GGUF model; join them first by llama.cpp's "
             "gguf-split --merge, or give the model's safetensors instead."
         )
-    return str(name), ARCHITECTURES[str(name)]
+    found = WITH_EXPERTS if metadata.get(f"{name}.expert_count") else ARCHITECTURES
+    return str(name), found.get(str(name), ARCHITECTURES[str(name)])
 
 
-def hf_name(path: Path, name: str, inner: Mapping[str, str]) -> str:
-    """Return Hugging Face's name of a tensor that GGUF calls `name`; `inner` are the blocks' names."""
+def hf_names(
+    path: Path, name: str, shape: tuple[int, ...], kind: Architecture
+) -> dict[str, Stored]:
+    """Return what a tensor holds that GGUF calls `name`, by Hugging Face's names."""
     stem, _, suffix = name.rpartition(".")
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
     if suffix in ("weight", "bias"):
         if stem in OUTER:
-            return f"{OUTER[stem]}.{suffix}"
-        if block and block[2] in inner:
-            return f"model.layers.{int(block[1])}.{inner[block[2]]}.{suffix}"
+            return {f"{OUTER[stem]}.{suffix}": Stored(name, shape)}
+        if block and block[2] in kind.inner:
+            path_of = f"model.layers.{int(block[1])}.{kind.inner[block[2]]}"
+            return {f"{path_of}.{suffix}": Stored(name, shape)}
+        if block and block[2] in kind.stacked and len(shape) == 3:
+            form = f"model.layers.{int(block[1])}.{kind.stacked[block[2]]}.{suffix}"
+            return {form.format(e): Stored(name, shape[1:], e) for e in range(shape[0])}
     raise UnsupportedError(
-        f"{path}: tensor {name} is not part of a dense model of its architecture (experts and "
-        "adapters are not supported); give the model's safetensors instead."
+        f"{path}: tensor {name}, of {len(shape)} axes, is not part of a {kind.model_type} model as "
+        "GGUF has it (adapters and other experts are not supported); give the model's safetensors "
+        "instead."
     )
 
 

@@ -209,6 +209,10 @@ class GgufFile:
         values = self._dequantize(name, start * inner, stop * inner)
         return values.reshape(stop - start, *entry.shape[1:])
 
+    def read_stacked(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return rows [start, stop) of a stack of matrices, counted through all of them, as float32."""
+        return self._dequantize(name, start, stop)
+
     def _dequantize(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return [stop - start, last axis] float32 out of the blocks of those innermost rows."""
         entry = self._entries[name]

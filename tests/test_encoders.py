@@ -192,15 +192,18 @@ def test_inputs_that_do_not_fit_are_refused(text: Path) -> None:
     fails(call_here(*wanted, cwd=text), 2, "--target-size", "encoder")
 
 
-def test_positions_of_another_image_size_are_interpolated(tmp_path: Path) -> None:
-    config = encoder_families.load("dinov2").tiny_config()
+@pytest.mark.parametrize(("name", "length"), [("dinov2", 5), ("dinov2_with_registers", 8)])
+def test_positions_of_another_image_size_are_interpolated(
+    name: str, length: int, tmp_path: Path
+) -> None:
+    config = encoder_families.load(name).tiny_config()
     encoder_models.write(tmp_path, config, encoder_models.tensors(config))
-    larger = {**config, "image_size": 20}
-    given = encoder_models.inputs(larger, 2)
+    other = {**config, "image_size": 8}
+    given = encoder_models.inputs(other, 2)
     expected = encoder_models.outputs(tmp_path, given)  # transformers interpolates as it runs
-    (tmp_path / "config.json").write_text(json.dumps(larger))
+    (tmp_path / "config.json").write_text(json.dumps(other))
     found = run(encoder_plan.plan(open_checkpoint(tmp_path), SETTINGS), given)
-    assert found["last_hidden_state"].shape == (2, 26, 48)
+    assert found["last_hidden_state"].shape == (2, length, 48)
     assert encoder_models.error(found, expected) < FLOATS
 
 

@@ -1,49 +1,19 @@
 """DINOv2: ViT whose halves are scaled before they are added; the giant one has a gated MLP."""
 
-import dataclasses
+from shiftadd_tvm.config_fields import Config
+from shiftadd_tvm.encoder_families._dinov2_like import dinov2_like, dinov2_tiny
+from shiftadd_tvm.encoder_model import Encoder
 
-from shiftadd_tvm.config_fields import Config, field
-from shiftadd_tvm.decoder_model import Norms, Projection
-from shiftadd_tvm.encoder_families import _parts
-from shiftadd_tvm.encoder_families._vit_like import classifier, tiny, vit_like
-from shiftadd_tvm.encoder_model import Encoder, Head
-
-TITLE = "DINOv2 (small to giant; without registers)"
+TITLE = "DINOv2 (small to giant)"
 ARCHITECTURES = ("Dinov2Model", "Dinov2ForImageClassification")
 FAMILY = "dinov2"
 
 
 def read_config(config: Config) -> Encoder:
     """Return the encoder; raise `BadFileError` or `UnsupportedError` with the key at fault."""
-    base = _parts.architecture(config, FAMILY, ARCHITECTURES) == ARCHITECTURES[0]
-    head = Head("pooler_output") if base else classifier(config, rows="first and mean")
-    hidden = field(config, "hidden_size", int)
-    inner = hidden * field(config, "mlp_ratio", int, 4)
-    found = vit_like(config, FAMILY, outputs=(head,), intermediate=inner, patch=14, epsilon=1e-6)
-    up, down = (
-        Projection("mlp.fc1", inner, hidden, True),
-        Projection("mlp.fc2", hidden, inner, True),
-    )
-    gated = field(config, "use_swiglu_ffn", bool, False)
-    if gated:
-        inner = (inner * 2 // 3 + 7) // 8 * 8
-        up = Projection("mlp.weights_in", 2 * inner, hidden, True)
-        down = Projection("mlp.weights_out", hidden, inner, True)
-    return _parts.checked(
-        dataclasses.replace(
-            found,
-            mlp_input=up,
-            mlp_output=down,
-            gated=gated,
-            activation="silu" if gated else found.activation,
-            attention_norms=Norms(before="norm1"),
-            mlp_norms=Norms(before="norm2"),
-            attention_scale="layer_scale1.lambda1",
-            mlp_scale="layer_scale2.lambda1",
-        )
-    )
+    return dinov2_like(config, FAMILY, ARCHITECTURES, patch=14)
 
 
 def tiny_config() -> Config:
     """Return a model with a classifier over the class token and the mean of the patches."""
-    return tiny(FAMILY, ARCHITECTURES[1], mlp_ratio=2, image_size=12)
+    return dinov2_tiny(FAMILY, ARCHITECTURES[1])
