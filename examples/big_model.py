@@ -3,8 +3,10 @@
     python examples/big_model.py --shape llama-2-7b --layers 2 -o /somewhere/big
 
 The weights are written as bfloat16 in shards of at most 2 GB, as Hugging Face writes them; only their
-sizes matter here. Each verb then runs in a process of its own, whose peak memory is measured, and the
-script fails where one needs more than `--limit` GB. `--method shiftadd` is the calibrated quantizer.
+sizes matter here. Each verb then runs in a process of its own. Its memory is that of this process and
+of all that it starts, summed up while they run: what is resident, of which the anonymous part cannot be
+given back, and the rest are pages of files that the kernel may drop. The script fails where a verb's
+resident memory exceeds `--limit` GB. `--method shiftadd` is the calibrated quantizer.
 """
 
 import argparse
@@ -13,16 +15,19 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from shiftadd_tvm import families, shapes
 from shiftadd_tvm.families import Config
 from shiftadd_tvm.tensorfile import Source, from_float32, stream_tensors
 
+SAMPLE_SECONDS = 0.1
 SHARD_BYTES = 2_000_000_000
 SIGN_AND_MANTISSA, EXPONENT = np.uint16(0x807F), np.uint16(121 << 7)  # 2^-6 to 2^-5
 
@@ -111,20 +116,62 @@ def random_weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a verb in a process of its own; return the most memory of it, or of a child of its."""
+    """Run a verb in a process of its own; return the most memory of it and its children, in bytes."""
     begin = time.perf_counter()
     command = [sys.executable, "-m", "shiftadd_tvm", *arguments, "--json"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    memory = Memory(child.pid)
     _, status, usage = os.wait4(child.pid, 0)
+    memory.stop()
     if os.waitstatus_to_exitcode(status):
         sys.exit(os.waitstatus_to_exitcode(status))
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # the kernel's own mark of the largest single process misses no peak between two samples
+    peak = max(memory.resident, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
     seconds, cpu = time.perf_counter() - begin, usage.ru_utime + usage.ru_stime
     print(
-        f"{arguments[0]}: peak memory {peak / 1e9:.2f} GB, {seconds:.0f} s, {cpu:.0f} s of CPU",
+        f"{arguments[0]}: peak memory {peak / 1e9:.2f} GB, of it anonymous "
+        f"{memory.anonymous / 1e9:.2f} GB; {seconds:.0f} s, {cpu:.0f} s of CPU",
         flush=True,
     )
     return peak
+
+
+class Memory:
+    """The most memory of a process and all its children, sampled by a thread until `stop`.
+
+    `resident` and `anonymous` are bytes, each the largest sum of one sample. What processes share is
+    counted once for each, so that sums are never too small."""
+
+    def __init__(self, pid: int) -> None:
+        self.resident = self.anonymous = 0
+        self._process = psutil.Process(pid)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more samples."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(SAMPLE_SECONDS):
+            resident = anonymous = 0
+            for process in self._tree():
+                try:
+                    info = process.memory_info()
+                except psutil.NoSuchProcess:  # it has ended since it was listed
+                    continue
+                resident += info.rss
+                anonymous += info.rss - getattr(info, "shared", 0)  # Linux: pages of files
+            self.resident = max(self.resident, resident)
+            self.anonymous = max(self.anonymous, anonymous)
+
+    def _tree(self) -> list[psutil.Process]:
+        try:
+            return [self._process, *self._process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
 
 if __name__ == "__main__":

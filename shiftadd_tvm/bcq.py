@@ -32,6 +32,8 @@ from shiftadd_tvm.powers import decode_terms
 MAX_BITS = 4
 MAX_TERMS = {"row_terms": 3, "column_terms": 3, "plane_terms": 3, "block_terms": 3}
 
+_CHUNK = 1 << 16  # values that are transformed at a time: small enough for a core's cache
+
 Array = np.ndarray
 
 
@@ -143,16 +145,26 @@ def hadamard(values: Array, block: int) -> Array:
     entries along the last axis; float in, same dtype out; block is a power of 4, so that the
     factor 1 / sqrt(block) is a power of two and everything else adds."""
     result = np.array(values, order="C")
+    runs = result.reshape(-1, block)
+    for start in range(0, len(runs), max(1, _CHUNK // block)):
+        part = runs[start : start + max(1, _CHUNK // block)]
+        turned = np.ascontiguousarray(part.T)  # so that every stage adds long rows
+        _add_and_subtract(turned)
+        part[...] = turned.T
+    result *= result.dtype.type(1 / np.sqrt(block))
+    return result
+
+
+def _add_and_subtract(turned: Array) -> None:
+    """Replace the columns of (block, n) by their unscaled transforms."""
     step = 1
-    while step < block:
-        pairs = result.reshape(-1, 2, step)
+    while step < len(turned):
+        pairs = turned.reshape(-1, 2, step, turned.shape[1])
         left, right = pairs[:, 0], pairs[:, 1]
         difference = left - right
         left += right
         right[...] = difference
         step *= 2
-    result *= result.dtype.type(1 / np.sqrt(block))
-    return result
 
 
 def rotate(values: Array, rotation: Rotation) -> Array:
@@ -170,19 +182,30 @@ def unrotate(values: Array, rotation: Rotation) -> Array:
 def dequantize_rotated(weight: BCQWeight) -> Array:
     """Return the float32 (N, K) matrix of the planes and scales, the rotation not undone."""
     outputs, inputs = weight.shape
-    dense = np.zeros(weight.shape, np.float32)
     scales = weight.scales
     if isinstance(scales, SeparableScales):
-        for plane, level in zip(weight.planes, decode_terms(scales.plane_terms), strict=True):
-            dense += level * unpack_planes(plane, inputs)
-        rows, columns = decode_terms(scales.row_terms), decode_terms(scales.column_terms)
-        return dense * columns * rows[:, None]
+        dense = _sums(weight.planes, decode_terms(scales.plane_terms), inputs)
+        dense *= decode_terms(scales.column_terms)
+        dense *= decode_terms(scales.row_terms)[:, None]
+        return dense
+    dense = np.zeros(weight.shape, np.float32)
     levels = decode_terms(scales.block_terms)  # (bits, N / rows, K / columns)
     for plane, level in zip(weight.planes, levels, strict=True):
         by_row = np.repeat(level, scales.rows, axis=0)[:outputs]
         by_weight = np.repeat(by_row, scales.columns, axis=1)[:, :inputs]
         dense += by_weight * unpack_planes(plane, inputs)
     return dense
+
+
+def _sums(planes: Array, levels: Array, inputs: int) -> Array:
+    """Return the sum of ±level over the planes, float32 (N, inputs), looked up by a weight's bits."""
+    table = np.zeros(1 << len(levels), np.float32)
+    index = np.zeros((planes.shape[1], inputs), np.uint8)
+    for bit, (plane, level) in enumerate(zip(planes, levels, strict=True)):
+        table += np.where(np.arange(len(table)) >> bit & 1, level, -level)
+        flags = np.unpackbits(plane, axis=-1, count=inputs, bitorder="little")
+        index |= np.left_shift(flags, bit, out=flags)
+    return table.take(index)
 
 
 def dequantize(weight: BCQWeight) -> Array:

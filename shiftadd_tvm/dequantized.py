@@ -13,7 +13,7 @@ from shiftadd_tvm.packed import PackedModel
 
 Array = np.ndarray
 
-_CHUNK = 1 << 20  # weights that are dequantized at a time
+_CHUNK = 1 << 18  # weights that are dequantized at a time
 
 
 class DequantizedModel:

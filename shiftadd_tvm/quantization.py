@@ -50,7 +50,7 @@ Quantized = tuple[BCQWeight, float | None]  # and its relative output error, whe
 
 STATISTICS = "calibration"  # folder of what calibration measures, until the model is written
 MAX_MAGNITUDE = 2.0**100  # beyond it a sum of squares or an exponent would overflow
-_PIECE = 1 << 22  # values that are converted at a time
+_PIECE = 1 << 18  # values that are converted at a time
 
 
 @dataclasses.dataclass(frozen=True)

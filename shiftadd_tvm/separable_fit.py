@@ -210,7 +210,8 @@ def _levels(matrix: _Matrix, columns: Array, chunk: slice) -> Array:
     """Return the nearest level of each weight of a chunk, float32 (n, K)."""
     normalized = _divide(matrix, columns, chunk)
     index, levels = nearest_levels(normalized, matrix.planes)
-    return np.copysign(levels.astype(np.float32)[index], normalized)
+    found = levels.astype(np.float32).take(index, mode="clip")  # no index is outside: no check
+    return np.copysign(found, normalized, out=found)
 
 
 def _scales(group: list[_Matrix], columns: Array) -> tuple[list[Array], list[Array], Array]:
@@ -227,7 +228,7 @@ def _pack(matrix: _Matrix, columns: Array) -> Array:
         index, _ = nearest_levels(normalized, matrix.planes)
         negative = np.signbit(normalized)
         for plane, pattern in zip(packed, patterns, strict=True):
-            plane[chunk] = bcq.pack_planes(pattern[index] ^ negative)
+            plane[chunk] = bcq.pack_planes(pattern.take(index, mode="clip") ^ negative)
     return packed
 
 
