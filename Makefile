@@ -59,7 +59,7 @@ test: .venv/.installed-dev $(LIBRARY) ## run the tests
 	$(BIN)/pytest $(ARGS)
 
 models: .venv/.installed-dev $(LIBRARY) ## prove every model family against transformers, into docs/models.md
-	$(BIN)/pytest tests/test_families.py --junitxml=build/families.xml $(ARGS)
+	$(BIN)/pytest tests/test_families.py tests/test_encoders.py --junitxml=build/families.xml $(ARGS)
 	$(BIN)/python examples/models_table.py build/families.xml
 
 # needs what .ci/run installs: bochs and bochs-term, or qemu-user

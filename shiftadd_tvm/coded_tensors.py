@@ -109,18 +109,16 @@ class CodedTensors(abc.ABC):
         """Return all bytes of the quantized linears x 8 / their weights."""
         return self.layout.effective_bits()
 
-    def _check_coded(self, plain: Mapping[str, Shape]) -> None:
-        """Raise `BadFileError` unless the tensors are the coded ones and `plain`, all as expected."""
-        coded = self.layout.coded_shapes()
+    def _check_coded(self, plain: Mapping[str, tuple[Shape, tuple[str, ...]]]) -> None:
+        """Raise `BadFileError` unless the tensors are the coded ones and `plain`, of these shapes and
+        one of these dtypes."""
+        coded = {name: (shape, ("U8",)) for name, shape in self.layout.coded_shapes().items()}
         for name in sorted(self._files.keys() - coded.keys() - plain.keys()):
             raise self._bad(f"tensor {name} does not belong to a model of its config.json")
-        for name, shape in {**coded, **plain}.items():
+        for name, (shape, dtypes) in {**coded, **plain}.items():
             if name not in self._files:
                 raise self._bad(f"tensor {name} is missing")
-            self._check_tensor(name, shape, ("U8",) if name in coded else self._plain_dtypes(name))
-
-    def _plain_dtypes(self, name: str) -> tuple[str, ...]:
-        raise NotImplementedError
+            self._check_tensor(name, shape, dtypes)
 
     def _check_tensor(self, name: str, shape: Shape, allowed: tuple[str, ...]) -> None:
         found, dtype = self._files[name].shape(name), self.dtype(name)

@@ -91,8 +91,19 @@ def _whole(bits: float) -> float:
     return bits
 
 
-def check_memory(graph: "GraphPlan", limit: float | None) -> int:
-    """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB."""
+def refuse_spill(graph: "GraphPlan", spill: bool) -> None:
+    """Raise `UsageError` where nothing can be kept on disk: a graph runs as a whole."""
+    if spill:
+        raise UsageError(
+            f"--spill is for language models, and {graph.path} is a graph or an encoder, which runs as "
+            "a whole; leave it out."
+        )
+
+
+def check_memory(graph: "GraphPlan", limit: float | None, *, spill: bool = False) -> int:
+    """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB, or for
+    `spill`."""
+    refuse_spill(graph, spill)
     needed = LIBRARIES + COPIES * graph.source.nbytes
     if limit is not None and needed > limit * 1e9:
         raise UsageError(

@@ -54,7 +54,9 @@ class PackedModel(CodedTensors):
         self.quantization, self.decoder, self.layout = read_config(path / CONFIG, self.config)
         self._files = open_shards(path)
         self._groups = {name: group for group in self.layout.groups() for name in group}
-        self._check_coded(self.layout.plain_shapes())
+        shapes = self.layout.plain_shapes()
+        dtypes = self.layout.plain_dtypes
+        self._check_coded({name: (shape, dtypes(name)) for name, shape in shapes.items()})
         self._golden = self._read_golden() if golden else None
         self.release()
 
@@ -84,9 +86,6 @@ class PackedModel(CodedTensors):
         files = sorted(file for file in self.path.iterdir() if file.is_file())
         kept = (f for f in files if f.name not in NOT_TOKENIZER and f.suffix != ".safetensors")
         return {file.name: file.read_bytes() for file in kept}
-
-    def _plain_dtypes(self, name: str) -> tuple[str, ...]:
-        return self.layout.plain_dtypes(name)
 
     def _read_golden(self) -> Golden:
         file = TensorFile(self.path / GOLDEN)

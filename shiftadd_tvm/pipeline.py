@@ -144,9 +144,14 @@ def build(
 ) -> tuple[relax.VMExecutable, Counter[str]]:
     """Return the executable and the kernel counts of a Relax module for `backend`."""
     module, counts = lower(module, backend, dump, logs)
+    return generate(module, backend), counts
+
+
+def generate(module: IRModule, backend: Backend) -> relax.VMExecutable:
+    """Return the executable of a module that `lower` made for `backend`."""
     finished = tvm.transform.Sequential([])  # nothing is left for TVM's own pipeline
     with tvm.target.Target(backend.target) as target:
-        return relax.build(module, target, relax_pipeline=finished), counts
+        return relax.build(module, target, relax_pipeline=finished)
 
 
 def _dump(module: IRModule, folder: Path | None, phase: str) -> None:

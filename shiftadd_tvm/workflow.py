@@ -114,29 +114,32 @@ def plan_quantize(
     ONNX graph that take the place of its outputs.
     """
     settings = settings or make_settings(bits=DEFAULT_BITS)
-    if _module("onnx_workflow").is_graph(source, outputs):
-        graph = _module("onnx_workflow").plan(source, settings, outputs, config, target_size)
-        place = Path(output) if output else quantized_output(source, settings.bits)
-        return QuantizePlan(graph, place, graph.settings, graph.fields, is_graph=True)
-    checkpoint = _module("checkpoint").open_checkpoint(source, config)
-    if _module("encoder_families").is_encoder(checkpoint.config):
-        graph = _module("onnx_workflow").plan_encoder(checkpoint, settings, target_size)
-        place = Path(output) if output else quantized_output(source, settings.bits)
-        return QuantizePlan(graph, place, graph.settings, graph.fields, is_graph=True)
-    planning = _module("quantize_plan")
-    if target_size is not None:
-        bits = planning.bits_within(checkpoint, settings, target_size)
-        settings = replace(settings, bits=bits)
-    fields = planning.plan(checkpoint, settings)
-    place = Path(output) if output else quantized_output(source, fields["nominal_bits"])
-    return QuantizePlan(checkpoint, place, settings, fields)
+    graphs = _module("onnx_workflow")
+    planned: Any
+    if is_graph := graphs.is_graph(source, outputs):
+        planned = graphs.plan(source, settings, outputs, config, target_size)
+    else:
+        planned = _module("checkpoint").open_checkpoint(source, config)
+        if is_graph := _module("encoder_families").is_encoder(planned.config):
+            planned = graphs.plan_encoder(planned, settings, target_size)
+    if is_graph:
+        settings, fields, bits = planned.settings, planned.fields, settings.bits
+    else:
+        planning = _module("quantize_plan")
+        if target_size is not None:
+            fitting = planning.bits_within(planned, settings, target_size)
+            settings = replace(settings, bits=fitting)
+        fields = planning.plan(planned, settings)
+        bits = fields["nominal_bits"]
+    place = Path(output) if output else quantized_output(source, bits)
+    return QuantizePlan(planned, place, settings, fields, is_graph)
 
 
 def check_memory(plan: QuantizePlan, limit: float | None = None, *, spill: bool = False) -> int:
     """Return the bytes that a plan needs at most, with `spill` as `quantize` has it; raise
     `UsageError` if they exceed `limit` GB, or the machine's memory."""
     if plan.is_graph:
-        return _module("onnx_workflow").check_memory(plan.checkpoint, limit)
+        return _module("onnx_workflow").check_memory(plan.checkpoint, limit, spill=spill)
     decoder = _module("families").read_config(plan.checkpoint.config)
     needed: int = _module("quantize_memory").check(decoder, plan.settings, limit, spill=spill)
     return needed
@@ -147,6 +150,7 @@ def run_quantize(
 ) -> "QuantizeReport":
     """Carry out a plan; `how` is `resume`, `force` and `spill` of `quantization.quantize`."""
     if plan.is_graph:
+        _module("onnx_workflow").refuse_spill(plan.checkpoint, how.get("spill", False))
         graph, force = _module("onnx_quantization"), how.get("force", False)
         return graph.quantize(plan.checkpoint, plan.output, force=force, progress=progress)
     report: QuantizeReport = _module("quantization").quantize(

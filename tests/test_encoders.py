@@ -26,11 +26,13 @@ from shiftadd_tvm import (
     bcq,
     encoder_families,
     encoder_plan,
+    function_compiler,
     onnx_runner,
     pipeline,
     workflow,
 )
 from shiftadd_tvm.checkpoint import open_checkpoint
+from shiftadd_tvm.compile_settings import CompileSettings
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
 from shiftadd_tvm.function_graph import FUNCTION, FunctionGraph
 from shiftadd_tvm.onnx_packed import WEIGHT, PackedGraph
@@ -40,6 +42,7 @@ from shiftadd_tvm.verification import RELATIVE
 
 Config = dict[str, object]
 Tensors = dict[str, np.ndarray]
+Note = Callable[[str, object], None]
 
 BATCHES = (1, 3)
 FLOATS = 1e-5  # of sums in another order
@@ -88,6 +91,7 @@ def test_the_graph_equals_transformers(name: str, changed: Config, tmp_path: Pat
 class Case:
     """A family's tiny model: packed, and what transformers computes with the weights it stands for."""
 
+    name: str
     packed: PackedGraph
     given: dict[int, Tensors]  # inputs by their batch
     expected: dict[int, Tensors]
@@ -105,12 +109,18 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     encoder_models.write(folder / "same", config, {**weights, **same})
     given = {batch: encoder_models.inputs(config, batch) for batch in BATCHES}
     expected = {n: encoder_models.outputs(folder / "same", one) for n, one in given.items()}
-    return Case(packed, given, expected)
+    return Case(request.param, packed, given, expected)
+
+
+def note(record: Note, case: Case, preset: str, **others: str) -> None:
+    """Note what was proven, for docs/models.md."""
+    for key, value in {"family": case.name, "preset": preset, **others}.items():
+        record(key, value)
 
 
 @pytest.mark.parametrize("activations", ["float32", "int16"])
 def test_a_compiled_encoder_equals_transformers(
-    case: Case, activations: str, record_property: Callable[[str, object], None]
+    case: Case, activations: str, record_property: Note
 ) -> None:
     graph = FunctionGraph(case.packed, TARGET.rows, activations)
     executable, counts = pipeline.build(graph.build(), TARGET)
@@ -118,15 +128,33 @@ def test_a_compiled_encoder_equals_transformers(
     machine = relax.VirtualMachine(executable, tvm.cpu())
     tensor = lambda array: tvm.runtime.tensor(np.ascontiguousarray(array))
     bundle = [tensor(parameter.read()) for parameter in graph.parameters]
-    names = [value.name for value in graph.graph.graph.output]
+    names, largest = [value.name for value in graph.graph.graph.output], 0.0
     for batch in BATCHES:
         given = (tensor(case.given[batch][variable.name]) for variable in graph.inputs)
         values = machine[FUNCTION](*given, bundle)
         parts = [values] if len(names) == 1 else values
         found = {name: part.numpy() for name, part in zip(names, parts, strict=True)}
-        error = encoder_models.error(found, case.expected[batch])
-        record_property("error", f"{error:.0e}")
-        assert error <= RELATIVE[activations]
+        largest = max(largest, encoder_models.error(found, case.expected[batch]))
+    note(record_property, case, TARGET.name, activations=activations, error=f"{largest:.0e}")
+    assert largest <= RELATIVE[activations]
+
+
+def test_code_is_generated(case: Case, record_property: Note) -> None:
+    target = backend.load("arm")
+    graph = FunctionGraph(case.packed, target.rows, "int16")
+    executable, counts = pipeline.build(graph.build(), target)
+    assert counts["scheduled"] and not counts["fallback"] and executable.stats()
+    note(record_property, case, target.name)
+
+
+def test_a_gpu_is_refused(case: Case, record_property: Note, tmp_path: Path) -> None:
+    target = backend.load("cuda-sm90")
+    with pytest.raises(UnsupportedError, match="compiled for processors only.* not for cuda-sm90"):
+        function_compiler.compile_graph(
+            case.packed, tmp_path / "app", target, CompileSettings(), version="test"
+        )
+    assert not (tmp_path / "app").exists()
+    note(record_property, case, target.name, error="refused")
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +218,10 @@ def test_inputs_that_do_not_fit_are_refused(text: Path) -> None:
     fails(call_here("eval", "bert", "--text", "bert/config.json", cwd=text), 3, "'bert' is an encoder")
     wanted = ("quantize", "bert", "--target-size", "1MB")
     fails(call_here(*wanted, cwd=text), 2, "--target-size", "encoder")
+    fails(call_here("quantize", "bert", "--spill", cwd=text), 2, "--spill", "encoder")
+    with pytest.raises(shiftadd_tvm.errors.UsageError, match="--spill is for language models"):
+        shiftadd_tvm.quantize(text / "bert", text / "spilt", bits=3, spill=True)
+    assert not (text / "spilt").exists()
 
 
 @pytest.mark.parametrize(("name", "length"), [("dinov2", 5), ("dinov2_with_registers", 8)])

@@ -4,13 +4,11 @@ As `families/` for decoders: a family says how its `config.json` reads as an `En
 (`encoder_model.py`). Every module defines `REQUIRED`; helpers that families share begin with `_`.
 """
 
-import importlib
-import pkgutil
 from typing import Protocol
 
+from shiftadd_tvm import family_modules
 from shiftadd_tvm.config_fields import Config
 from shiftadd_tvm.encoder_model import Encoder
-from shiftadd_tvm.errors import BadFileError, UnsupportedError
 
 REQUIRED = ("TITLE", "ARCHITECTURES", "read_config", "tiny_config")
 
@@ -31,13 +29,12 @@ class Family(Protocol):
 
 def names() -> list[str]:
     """Return the supported model types."""
-    found = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in found if not name.startswith("_"))
+    return family_modules.names(__name__)
 
 
 def listing() -> list[dict[str, str]]:
     """Return the model type of every family, what it is, and the models that it reads."""
-    return [{"name": name, "kind": "encoder", "models": load(name).TITLE} for name in names()]
+    return family_modules.listing(__name__, "encoder")
 
 
 def is_encoder(config: Config) -> bool:
@@ -47,13 +44,11 @@ def is_encoder(config: Config) -> bool:
 
 def load(model_type: str) -> Family:
     """Return the family of one of the `names`."""
-    family: Family = importlib.import_module(f"{__name__}.{model_type}")
+    family: Family = family_modules.load(__name__, model_type)
     return family
 
 
 def read_config(config: Config, path: object = None) -> Encoder:
     """Return the encoder that the `config` of an encoder describes; errors name `path`."""
-    try:
+    with family_modules.naming(path):
         return load(str(config["model_type"])).read_config(config)
-    except (BadFileError, UnsupportedError) as error:
-        raise type(error)(f"{path}: {error}" if path else str(error)) from None

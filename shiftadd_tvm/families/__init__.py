@@ -6,11 +6,9 @@ nor tvm. Every family module defines `REQUIRED`; helpers that families share beg
 """
 
 import difflib
-import importlib
-import pkgutil
 from typing import Protocol
 
-from shiftadd_tvm import encoder_families
+from shiftadd_tvm import encoder_families, family_modules
 from shiftadd_tvm.config_fields import Config
 from shiftadd_tvm.decoder_model import Decoder
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
@@ -34,14 +32,12 @@ class Family(Protocol):
 
 def names() -> list[str]:
     """Return the supported model types."""
-    found = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in found if not name.startswith("_"))
+    return family_modules.names(__name__)
 
 
 def listing() -> list[dict[str, str]]:
     """Return the model type of every family, what it is, and the models that it reads."""
-    found = ((name, load({"model_type": name}).TITLE) for name in names())
-    return [{"name": name, "kind": "decoder", "models": title} for name, title in found]
+    return family_modules.listing(__name__, "decoder")
 
 
 def load(config: Config) -> Family:
@@ -64,13 +60,11 @@ def load(config: Config) -> Family:
         raise UnsupportedError(
             f"Model type {model_type!r} is not supported: {hint}supported are {', '.join(known)}."
         )
-    family: Family = importlib.import_module(f"{__name__}.{model_type}")
+    family: Family = family_modules.load(__name__, model_type)
     return family
 
 
 def read_config(config: Config, path: object = None) -> Decoder:
     """Return the decoder that a HF `config` describes, whatever its family; errors name `path`."""
-    try:
+    with family_modules.naming(path):
         return load(config).read_config(config)
-    except (BadFileError, UnsupportedError) as error:
-        raise type(error)(f"{path}: {error}" if path else str(error)) from None
