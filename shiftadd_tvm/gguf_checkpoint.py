@@ -62,7 +62,7 @@ class GgufCheckpoint(Checkpoint):
         self.path = path
         self._file = GgufFile(path)
         self._name, self._architecture = _architecture(self._file)
-        self._names = {}  # Hugging Face's name -> where it is
+        self._names: dict[str, Stored] = {}  # by Hugging Face's names
         for name in self._file.names():
             if name != ROPE_FACTORS:
                 self._names |= hf_names(path, name, self._file.shape(name), self._architecture)
