@@ -75,3 +75,19 @@ def test_addresses(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="expected HOST:PORT:KEY"):
             BoardAddress.parse(text)
     fails(call_here("tune", "--rpc", "host", cwd=tmp_path), 2, "--rpc", "HOST:PORT:KEY")
+
+
+def test_it_listens_on_loopback_alone_unless_told(program: Path) -> None:
+    words = [str(program), "--key", "box"]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None and child.stderr is not None
+        if said := child.stdout.readline():
+            assert said.startswith("listening on 127.0.0.1:9090 ")
+            listening = Path("/proc/net/tcp").read_text().split("\n")[1:]
+            held = [line.split()[1] for line in listening if line.strip()]
+            assert [place for place in held if place.endswith(":2382")] == ["0100007F:2382"]
+        else:  # another program has the port
+            assert "127.0.0.1:9090" in child.stderr.read()
+        child.kill()
