@@ -54,7 +54,11 @@ def bench_synthetic(
         compiler = _module("compiler")
     with tempfile.TemporaryDirectory(prefix="shiftadd-bench-") as folder:
         artifact = Path(folder) / "artifact"
-        chosen = _module("compile_settings").CompileSettings(context=context, verify=False)
+        chosen = _module("compile_settings").CompileSettings(
+            context=context,
+            load="hugepages",  # as the peers have them
+            verify=False,
+        )
         stage = lambda what: progress(0, 1, f"{name}: {what}")
         compiler.compile_model(model, artifact, backend, chosen, version=__version__, progress=stage)
         _module("files").flush(artifact)  # the disk's work must not go on beside the measurement

@@ -27,6 +27,7 @@ def compile(
     context: options.Context = None,
     sequences: options.Sequences = 4,
     activations: options.Activations = None,
+    load: options.Load = "map",
     verify: Annotated[
         bool, typer.Option(help="Compare the artifact with the packed model before publishing.")
     ] = True,
@@ -65,6 +66,7 @@ def compile(
             context=context,
             sequences=sequences,
             activations=activations or "",
+            load=load,
             verify=verify,
             dump_ir=dump_ir,
             tuning_log=tuning_log,

@@ -7,6 +7,7 @@ from shiftadd_tvm.artifact import ACTIVATIONS
 from shiftadd_tvm.errors import UsageError
 
 PACKAGES = ("bundle", "single-library")
+LOADS = ("map", "hugepages")
 BATCHES = (1, 2, 4)  # sequences that one decode function takes
 
 
@@ -17,6 +18,7 @@ class CompileSettings:
     context: int | None = None  # None: the model's own, at most compiler.DEFAULT_CONTEXT
     sequences: int = BATCHES[-1]  # decoded together at most: of fewer, the library is smaller
     activations: str = ""  # the format of look-ups; empty: the target's own
+    load: str = LOADS[0]  # where hosts hold the parameters: in the mapped file, or a copy on huge pages
     verify: bool = True
     dump_ir: Path | None = None
     tuning_log: Path | None = None  # looked up before the user's cache and the shipped logs
@@ -34,7 +36,8 @@ class CompileSettings:
             raise UsageError(
                 f"--activations is {self.activations}, expected one of {', '.join(ACTIVATIONS)}."
             )
-
+        if self.load not in LOADS:
+            raise UsageError(f"--load is {self.load}, expected {' or '.join(LOADS)}.")
         if self.package not in (None, *PACKAGES):
             raise UsageError(
                 f"The package is {self.package}, expected one of {', '.join(PACKAGES)}."
@@ -49,3 +52,12 @@ class CompileSettings:
     def batches(self) -> tuple[int, ...]:
         """How many sequences each decode function takes."""
         return tuple(batch for batch in BATCHES if batch <= self.sequences)
+
+    def command(self, target: str, context: object = None) -> str:
+        """Return the command that compiles alike, without paths; a decoder has a context."""
+        words = ["compile", "--target", target, "--activations", self.activations, "--load", self.load]
+        if context is not None:
+            words += ["--context", str(context), "--sequences", str(self.sequences)]
+        words += [f"--{self.package}"] if self.package else []
+        words += ["--embed-parameters"] if self.embed_parameters else []
+        return " ".join(words)

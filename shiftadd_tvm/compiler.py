@@ -296,14 +296,9 @@ def _manifest(
     version: str,
 ) -> dict[str, object]:
     return {
-        **producer(model, backend, version),
+        **producer(model, backend, settings, version),
         "kind": "decoder",
-        "command": (
-            f"compile --target {backend.name} --context {limits['context']} "
-            f"--sequences {settings.sequences} --activations {settings.activations}"
-            f"{' --' + settings.package if settings.package else ''}"
-            f"{' --embed-parameters' if settings.embed_parameters else ''}"
-        ),
+        "command": settings.command(backend.name, limits["context"]),
         "activations": {"lut_query": activations},
         "functions": signatures,
         "parameters": [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape)} for p in found],
@@ -314,7 +309,9 @@ def _manifest(
     }
 
 
-def producer(model: CodedTensors, backend: Backend, version: str) -> dict[str, object]:
+def producer(
+    model: CodedTensors, backend: Backend, settings: CompileSettings, version: str
+) -> dict[str, object]:
     """Return what the manifest says of any kind of artifact: who made it, from what, for what."""
     versions = {name: importlib.metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi")}
     quantization = {key: model.quantization[key] for key in ("bits", "scales", "rotation")}
@@ -335,7 +332,8 @@ def producer(model: CodedTensors, backend: Backend, version: str) -> dict[str, o
             "effective_bits": model.effective_bits(),
             "linear_bytes": model.linear_bytes(),
         },
-        "load": "map",
+        "command": settings.command(backend.name),
+        "load": settings.load,
         "verified": False,
     }
 

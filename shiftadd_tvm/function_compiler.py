@@ -71,9 +71,8 @@ def compile_graph(
         stream_tensors(folder / artifact.PARAMETERS, [compiler.source(p, model) for p in found])
         shutil.copyfile(model.path / GOLDEN, folder / artifact.GOLDEN)
         manifest = {
-            **compiler.producer(model, backend, version),
+            **compiler.producer(model, backend, settings, version),
             "kind": "function",
-            "command": f"compile --target {backend.name} --activations {settings.activations}",
             "activations": {"lut_query": held},
             "functions": functions,
             "parameters": [

@@ -123,6 +123,13 @@ Activations = Annotated[
         show_default="the target's own",
     ),
 ]
+Load = Annotated[
+    Literal["map", "hugepages"],
+    typer.Option(
+        help="Where hosts hold the parameters: in the mapped file, shared between processes; or in a "
+        "copy on huge pages, which small models read faster.",
+    ),
+]
 Effort = Annotated[
     Literal["fast", "normal", "best"],
     typer.Option(help="How much work calibration and tuning may take."),

@@ -287,6 +287,8 @@ def test_the_public_verbs(tiny: Tiny, tmp_path: Path) -> None:
     assert report.to_dict()["layers"] == tiny.report("quantize")["layers"]
     for path in tiny.packed.iterdir():
         assert path.read_bytes() == (tmp_path / "packed" / path.name).read_bytes(), path.name
+    with pytest.raises(UsageError, match="--load is disk, expected map or hugepages"):
+        shiftadd_tvm.compile(tiny.packed, tmp_path / "app", load="disk")
     with pytest.raises(UsageError, match="--activations is int4, expected one of int16"):
         shiftadd_tvm.compile(tiny.packed, tmp_path / "app", activations="int4")
     with pytest.raises(AttributeError, match="serve"):

@@ -137,6 +137,9 @@ def test_the_library_says_what_python_says(tiny: Tiny, tmp_path: Path) -> None:
         load(changed(tiny, tmp_path / "machine", target=target | {"machine": "sparc"}))
     with pytest.raises(UnsupportedError, match="needs the processor features no_such_feature"):
         load(changed(tiny, tmp_path / "cpu", target=target | {"features": ["no_such_feature"]}))
+    load(changed(tiny, tmp_path / "huge", load="hugepages"))
+    with pytest.raises(BadFileError, match='load is "?disk"?, expected "map" or "hugepages"'):
+        load(changed(tiny, tmp_path / "load", load="disk"))
     with pytest.raises(BadFileError, match="does not exist"):
         load(tmp_path / "nothing")
     with pytest.raises(BadFileError, match="is a file, but no tar archive of an artifact"):

@@ -40,7 +40,8 @@ def model(fields: Fields) -> str:
             *("",) * 3,
         ),
     ]
-    parts = f"weights {size(fields['weight_bytes'])}, cache {size(fields['cache_bytes'])}"
+    weights = f"weights {size(fields['weight_bytes'])} (load: {fields['load']})"
+    parts = f"{weights}, cache {size(fields['cache_bytes'])}"
     lines = [head, table(rows), f"read a token: {parts}; choosing one: {_sampling(fields)}"]
     lines += [_roof(fields), "", _operators(fields)]
     return "\n".join([*lines, *_model_peers(fields), *_notes(fields)])

@@ -48,7 +48,8 @@ class ModelParams(ctypes.Structure):
         ("threads", c_int32),
         ("sequences", c_int32),
         ("check_hashes", c_int32),
-        ("reserved", c_int32 * 13),
+        ("load", c_int32),
+        ("reserved", c_int32 * 12),
     ]
 
 

@@ -71,6 +71,9 @@ void misuse(const Model& model) {
   shiftadd_model_params params = shiftadd_model_default_params();
   params.threads = -1;
   fails(shiftadd_model_load("/nowhere", &params, &none), SHIFTADD_ERROR_USAGE, "threads is -1");
+  params = shiftadd_model_default_params();
+  params.load = 3;
+  fails(shiftadd_model_load("/nowhere", &params, &none), SHIFTADD_ERROR_USAGE, "load is 3");
   CHECK(none == nullptr);
   fails(shiftadd_session_create(nullptr, nullptr), SHIFTADD_ERROR_USAGE, "NULL");
   fails(shiftadd_prefill(nullptr, &token, 1), SHIFTADD_ERROR_USAGE, "NULL");
@@ -285,6 +288,19 @@ void pages(const std::string& path) {
   other.decode(1);
 }
 
+// Where the parameters lie changes no logit.
+void places(const std::string& path, const Model& mapped) {
+  const Model copied(path, {1, 1, false, SHIFTADD_LOAD_HUGEPAGES});
+  Session here(mapped), there(copied);
+  const Tokens tokens = prompt(0, mapped.info().vocabulary);
+  here.prefill(tokens), there.prefill(tokens);
+  here.decode(2), there.decode(2);
+  const auto [expected, size] = here.logits();
+  const auto [found, same] = there.logits();
+  CHECK(size == same && std::memcmp(expected, found, size * sizeof(float)) == 0);
+  CHECK(copied.info().parameter_bytes == mapped.info().parameter_bytes);
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -307,6 +323,7 @@ int main(int count, char** arguments) {
     cancellation(model);
     threads(model);
     pages(path);
+    places(path, model);
     CHECK(model.info().free_pages == model.info().context / model.info().page * 8);
   } catch (const shiftadd::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());

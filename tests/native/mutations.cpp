@@ -132,7 +132,7 @@ std::vector<Kind> kinds(const Contents& intact) {
 // Whether it loads. Ends the program for anything but a status with a clean sentence.
 bool loads(const Contents& contents, bool check_hashes) {
   try {
-    const Artifact artifact(std::make_unique<MemoryFiles>(contents), check_hashes);
+    const Artifact artifact(std::make_unique<MemoryFiles>(contents), check_hashes, SHIFTADD_LOAD_AS_COMPILED);
     return true;
   } catch (const Failure& failure) {
     const bool known = failure.status == SHIFTADD_ERROR_BAD_FILE || failure.status == SHIFTADD_ERROR_UNSUPPORTED;

@@ -1,5 +1,10 @@
 #include "artifact.h"
 
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+
 #include "failure.h"
 #include "safetensors.h"
 #include "sha256.h"
@@ -7,6 +12,7 @@
 namespace shiftadd::internal {
 namespace {
 
+constexpr size_t kHugePage = 2 << 20;
 constexpr size_t kSmallFile = 64 << 20;  // files up to this size are hashed at load
 
 // model.so is hashed whatever its size: it is about to be run.
@@ -14,12 +20,22 @@ bool hashed_at_load(const std::string& name, size_t bytes) {
   return name == kLibrary || (bytes <= kSmallFile && name != kParameters && name != kGolden);
 }
 
+// A copy that begins at a huge page; where Linux gives none, ordinary pages serve as well.
+Bytes on_huge_pages(const Bytes& bytes) {
+  const size_t size = (bytes.size + kHugePage - 1) / kHugePage * kHugePage;
+  std::shared_ptr<void> owner(std::aligned_alloc(kHugePage, size), std::free);
+  if (!owner) throw std::bad_alloc();
+  madvise(owner.get(), size, MADV_HUGEPAGE);
+  std::memcpy(owner.get(), bytes.data, bytes.size);
+  return {owner, static_cast<const unsigned char*>(owner.get()), bytes.size};
+}
+
 }  // namespace
 
-Artifact::Artifact(std::unique_ptr<Files> files, bool check_hashes)
+Artifact::Artifact(std::unique_ptr<Files> files, bool check_hashes, shiftadd_load load)
     : files_(std::move(files)), manifest_(*files_) {
   check_files(check_hashes);
-  find_parameters();
+  find_parameters(wants_huge_pages(load));
   manifest_.check_machine();
 }
 
@@ -37,9 +53,15 @@ void Artifact::check_files(bool check_hashes) const {
   }
 }
 
-void Artifact::find_parameters() {
-  mapped_ = files_->map(kParameters);
-  const auto stored = read_safetensors(mapped_, manifest_.path() + "/" + kParameters);
+bool Artifact::wants_huge_pages(shiftadd_load load) const {
+  if (!manifest_.device().empty()) return false;  // the GPU has a copy of its own
+  return load == SHIFTADD_LOAD_AS_COMPILED ? manifest_.huge_pages() : load == SHIFTADD_LOAD_HUGEPAGES;
+}
+
+void Artifact::find_parameters(bool huge_pages) {
+  stored_ = files_->map(kParameters);
+  if (huge_pages) stored_ = on_huge_pages(stored_);
+  const auto stored = read_safetensors(stored_, manifest_.path() + "/" + kParameters);
   for (const TensorSpec& spec : manifest_.parameters()) {
     const std::string name = "parameter " + quoted(spec.name);
     const auto found = stored.find(spec.name);

@@ -282,6 +282,13 @@ json::Value Manifest::at(std::string_view path) const {
   return value;
 }
 
+bool Manifest::huge_pages() const {
+  const json::Value load = document_->root().find("load");
+  if (load.is(json::Kind::kString) && load.string() == "hugepages") return true;
+  if (load && !(load.is(json::Kind::kString) && load.string() == "map")) bad("load is " + shown(load) + ", expected \"map\" or \"hugepages\"");
+  return false;
+}
+
 std::string Manifest::device() const {
   const json::Value device = at("target.device");
   if (!device) return "";

@@ -68,6 +68,9 @@ class Manifest {
   // The architecture of the GPU that computes, such as "sm_90"; "": the processor does.
   std::string device() const;
 
+  // Whether hosts are to hold the parameters in a copy on huge pages.
+  bool huge_pages() const;
+
   // The most that a size of that name may be in a function's inputs.
   int64_t limit(const std::string& symbol) const;
 

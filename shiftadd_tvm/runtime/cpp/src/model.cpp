@@ -27,7 +27,9 @@ shiftadd_tensor shown_tensor(const TensorSpec& spec) {
 Model::Model(const std::string& path, const shiftadd_model_params& params) {
   check_range("threads", params.threads, 0, kMaxThreads);
   check_range("sequences", params.sequences, 1, kMaxSequences);
-  artifact_ = std::make_shared<Artifact>(open_files(path), params.check_hashes != 0);
+  check_range("load", params.load, SHIFTADD_LOAD_AS_COMPILED, SHIFTADD_LOAD_HUGEPAGES);
+  const auto load = static_cast<shiftadd_load>(params.load);
+  artifact_ = std::make_shared<Artifact>(open_files(path), params.check_hashes != 0, load);
   machine_ = std::make_unique<Machine>(artifact_, params.threads ? params.threads : usable_processors());
   if (manifest().is_decoder()) cache_.emplace(function("decode_b1"), decoder(), params.sequences, machine_->memory());
   for (const Signature& signature : manifest().functions()) {

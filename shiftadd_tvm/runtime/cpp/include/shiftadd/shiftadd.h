@@ -77,14 +77,22 @@ SHIFTADD_API shiftadd_status shiftadd_load_runtime(const char* runtime_library, 
 
 /* ---------------------------------------------------------------- models */
 
+/* Where a processor reads the parameters. */
+typedef enum shiftadd_load {
+  SHIFTADD_LOAD_AS_COMPILED = 0, /* as `compile --load` has it */
+  SHIFTADD_LOAD_MAP = 1,         /* in the mapped file: loaded as it is read, shared between processes */
+  SHIFTADD_LOAD_HUGEPAGES = 2    /* in a copy, on huge pages where Linux gives them: small models are faster */
+} shiftadd_load;
+
 typedef struct shiftadd_model_params {
   int32_t threads;      /* that compute; 0: as many as this process may use processors */
   int32_t sequences;    /* full contexts that the cache has pages for; pages cost memory once touched */
   int32_t check_hashes; /* not 0: hash the parameters too, as `shiftadd-tvm verify` does (seconds) */
-  int32_t reserved[13]; /* 0 */
+  int32_t load;         /* a shiftadd_load */
+  int32_t reserved[12]; /* 0 */
 } shiftadd_model_params;
 
-/* threads 0, sequences 4, check_hashes 0. */
+/* Threads 0, sequences 4, check_hashes 0, SHIFTADD_LOAD_AS_COMPILED. */
 SHIFTADD_API shiftadd_model_params shiftadd_model_default_params(void);
 
 /* Load the artifact in the folder `path`, or in one file: `tar -cf FILE -C FOLDER .` of a folder, which is

@@ -44,6 +44,7 @@ struct ModelOptions {
   int32_t threads = 0;
   int32_t sequences = 4;
   bool check_hashes = false;
+  shiftadd_load load = SHIFTADD_LOAD_AS_COMPILED;
 };
 
 struct Sampling {
@@ -87,6 +88,7 @@ class Model {
     params.threads = options.threads;
     params.sequences = options.sequences;
     params.check_hashes = options.check_hashes;
+    params.load = options.load;
     shiftadd_model* handle = nullptr;
     check(shiftadd_model_load(path.c_str(), &params, &handle));
     handle_.reset(handle, shiftadd_model_free);
