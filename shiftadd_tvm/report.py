@@ -8,7 +8,8 @@ from shiftadd_tvm.artifact import is_artifact
 from shiftadd_tvm.errors import BadFileError
 from shiftadd_tvm.lookup_counts import Matrix, Reader, Terms
 from shiftadd_tvm.operation_counts import Rest
-from shiftadd_tvm.packed import PackedModel, is_packed, open_packed
+from shiftadd_tvm.onnx_packed import KIND, PackedGraph
+from shiftadd_tvm.packed import PackedModel, is_packed, kind, open_packed
 from shiftadd_tvm.quantization_report import Measured
 from shiftadd_tvm.report_data import Layer, Report, Work
 from shiftadd_tvm.tensorfile import DTYPES
@@ -32,7 +33,7 @@ def gather(path: str | Path) -> Report:
     if is_artifact(place):
         return report_artifact.gather(place)
     if is_packed(place):
-        return _packed(open_packed(place))
+        return _packed(PackedGraph(place) if kind(place) == KIND else open_packed(place))
     found = "a folder without our files" if place.is_dir() else "no folder"
     raise BadFileError(
         f"{path} is {found}, expected a packed model or an artifact; name what shiftadd-tvm quantize "
@@ -40,7 +41,7 @@ def gather(path: str | Path) -> Report:
     )
 
 
-def _packed(model: PackedModel) -> Report:
+def _packed(model: PackedModel | PackedGraph) -> Report:
     measured = quantization_report.read(model.path, model.linears())
     layers = _layers(model, measured)
     return Report(
@@ -51,12 +52,15 @@ def _packed(model: PackedModel) -> Report:
         nominal_bits=float(model.layout.nominal_bits()),
         effective_bits=model.effective_bits(),
         linear_bytes=model.linear_bytes(),
-        work=_work(model),
-        missing=_missing(measured, layers),
+        work=_work(model) if isinstance(model, PackedModel) else None,
+        missing=[
+            *_missing(measured, layers),
+            *([] if isinstance(model, PackedModel) else [report_data.NO_TOKENS]),
+        ],
     )
 
 
-def _layers(model: PackedModel, measured: Measured | None) -> list[Layer]:
+def _layers(model: PackedModel | PackedGraph, measured: Measured | None) -> list[Layer]:
     sizes = dict.fromkeys(model.linears(), 0)
     for name, shape in model.layout.coded_shapes().items():
         sizes[name.rpartition(".")[0]] += math.prod(shape)
@@ -86,7 +90,7 @@ def _missing(measured: Measured | None, layers: list[Layer]) -> list[str]:
     return found
 
 
-def _facts(model: PackedModel) -> dict[str, str]:
+def _facts(model: PackedModel | PackedGraph) -> dict[str, str]:
     stored = model.quantization
     method, calibration = stored.get("method"), stored.get("calibration")
     rotation, scales = stored.get("rotation"), stored.get("scales")
@@ -100,7 +104,7 @@ def _facts(model: PackedModel) -> dict[str, str]:
     facts = {
         "Model": model.path.resolve().name,
         "Family": str(model.config["model_type"]),
-        "Blocks, linears": f"{model.decoder.layers}, {len(model.linears())}",
+        **_parts(model),
         "Method": str(made.get("name", "not stated")),
         "Effort": str(made.get("effort", "does not apply")),
         "Bits of linears": _bits(model, bool(made.get("mixed"))),
@@ -109,14 +113,22 @@ def _facts(model: PackedModel) -> dict[str, str]:
         "Seed": str(seed),
         "Scales": str(blocks.get("format")),
         "Rotation": f"Hadamard, up to {turned['max_block']}" if turned else "none",
-        "Embedding and head": "8 bits"
-        if model.layout.embedding_bits == 8
-        else "as in the checkpoint",
     }
     return facts
 
 
-def _bits(model: PackedModel, chosen: bool) -> str:
+def _parts(model: PackedModel | PackedGraph) -> dict[str, str]:
+    """Return what a model is made of."""
+    if isinstance(model, PackedGraph):
+        return {"Linears": str(len(model.linears()))}
+    wide = model.layout.embedding_bits != 8
+    return {
+        "Blocks, linears": f"{model.decoder.layers}, {len(model.linears())}",
+        "Embedding and head": "as in the checkpoint" if wide else "8 bits",
+    }
+
+
+def _bits(model: PackedModel | PackedGraph, chosen: bool) -> str:
     found = set(model.layout.bits.values())
     if len(found) == 1:
         return f"{found.pop()} in all"

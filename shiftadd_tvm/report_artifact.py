@@ -56,10 +56,14 @@ def gather(path: Path) -> Report:
     order = _ORDER.fullmatch(str(artifact.manifest.get("packed_order")))
     groups = list(_groups(artifact))
     quantization = artifact.section("quantization")
-    work, why = (
-        _work(artifact, groups) if order else (None, "its packed order is of another version")
-    )
+    work, why = None, "its packed order is of another version"
     missing = [NO_ERRORS, STACKED] if order else [NO_ERRORS]
+    if _is_function(artifact):
+        missing.append(report_data.NO_TOKENS)
+    else:
+        if order:
+            work, why = _work(artifact, groups)
+        missing += [] if work else [NO_COUNTS.format(why=why)]
     return Report(
         kind="artifact",
         title=path.resolve().name,
@@ -69,8 +73,12 @@ def gather(path: Path) -> Report:
         effective_bits=_number(path, quantization, "effective_bits"),
         linear_bytes=int(_number(path, quantization, "linear_bytes")),
         work=work,
-        missing=missing if work else [*missing, NO_COUNTS.format(why=why)],
+        missing=missing,
     )
+
+
+def _is_function(artifact: Artifact) -> bool:
+    return artifact.manifest["kind"] == "function"
 
 
 def _number(path: Path, section: Mapping[str, object], key: str) -> float:
@@ -112,10 +120,12 @@ def _layer(artifact: Artifact, stored: _Stored) -> Layer:
             f"{artifact.path} is not a valid artifact: {stored.name}.planes is not of row blocks, "
             f"1 to {MAX_BITS} planes, steps and words; compile it again."
         )
-    if layer.block >= min(artifact.number("model", "layers"), len(artifact.parameters)):
+    most = len(artifact.parameters)  # a function does not say how many blocks it has
+    limit = most if _is_function(artifact) else min(artifact.number("model", "layers"), most)
+    if layer.block >= limit:
         raise BadFileError(
-            f"{artifact.path} is not a valid artifact: it has {artifact.number('model', 'layers')} "
-            f"blocks and a matrix {stored.name}; compile it again."
+            f"{artifact.path} is not a valid artifact: it has {limit} blocks and a matrix "
+            f"{stored.name}; compile it again."
         )
     return layer
 
@@ -128,14 +138,18 @@ def _facts(artifact: Artifact) -> dict[str, str]:
     )
     kernels, producer = artifact.section("kernels"), artifact.section("producer")
     join = lambda pairs: ", ".join(f"{value} {key}" for key, value in pairs.items())
+    if _is_function(artifact):
+        sizes = {"Functions": ", ".join(sorted(artifact.section("functions")))}
+    else:
+        context = artifact.number("limits", "context")
+        sizes = {"Blocks": str(model.get("layers")), "Context": f"{context:,} tokens"}
     return {
         "Model": artifact.path.resolve().name,
         "Family": str(model.get("type")),
-        "Blocks": str(model.get("layers")),
+        **sizes,
         "Target": str(target.get("preset")),
         "Activations of look-ups": artifact.activations(),
         "Kernels": join(kernels),
-        "Context": f"{artifact.number('limits', 'context'):,} tokens",
         "Verified": "yes" if manifest.get("verified") is True else "no",
         "Made by": ", ".join(f"{key} {value}" for key, value in producer.items()),
     }

@@ -13,6 +13,9 @@ from shiftadd_tvm.lookup_counts import linears as count_linears
 from shiftadd_tvm.operation_counts import Count, Parts, Rest
 
 POSITIONS = 512  # that the counted token attends to, where the model has so many
+NO_TOKENS = (
+    "Operations are not counted: how often a graph's linears compute depends on what it is called with."
+)
 _IN_BLOCK = re.compile(r"^.*?\.(\d+)\.(.+)$")
 
 Fields = dict[str, object]

@@ -197,6 +197,17 @@ def test_an_encoder_goes_through_the_verbs(text: Path) -> None:
     assert workflow.plan_compile(text / "bert", bits=4).reused  # it is what would be made again
 
 
+@pytest.mark.parametrize("name", ["artifact", "bert-shiftadd-4bit"])
+def test_a_report_of_an_encoder_shows_its_linears(name: str, text: Path) -> None:
+    found = result("report", name, "-o", f"{name}.html", cwd=text)
+    assert found["nominal_bits"] == 4 and found["operations"] is None
+    assert {layer["bits"] for layer in found["layers"]} == {4}
+    assert any("Operations are not counted" in sentence for sentence in found["missing"])
+    measured = [layer["weight_error"] for layer in found["layers"]]
+    assert all(error is None for error in measured) == (name == "artifact")
+    assert "encoder.layer.1.output.dense" in (text / f"{name}.html").read_text(encoding="utf-8")
+
+
 def test_examples_choose_the_codes(text: Path) -> None:
     config = encoder_families.load("bert").tiny_config()
     np.savez(text / "examples.npz", **encoder_models.inputs(config, 8))
