@@ -7,8 +7,8 @@ from shiftadd_tvm import quantization_report, report_artifact, report_data
 from shiftadd_tvm.artifact import is_artifact
 from shiftadd_tvm.errors import BadFileError
 from shiftadd_tvm.lookup_counts import Matrix, Reader, Terms
-from shiftadd_tvm.operation_counts import Rest
 from shiftadd_tvm.onnx_packed import KIND, PackedGraph
+from shiftadd_tvm.operation_counts import Rest
 from shiftadd_tvm.packed import PackedModel, is_packed, kind, open_packed
 from shiftadd_tvm.quantization_report import Measured
 from shiftadd_tvm.report_data import Layer, Report, Work
