@@ -4,6 +4,8 @@ Every linear alone is coded at each of `--bits`; its divergence from the origina
 windows of the text, and compared with the loss that the choice of bits expects of it.
 
     .venv/bin/python examples/sensitivity.py --bits 2,3 --windows 2
+
+`--every 5` takes the linears of every fifth block alone: a fifth of the time.
 """
 
 import argparse
@@ -35,6 +37,7 @@ def parse() -> argparse.Namespace:
     add("--calib", type=Path, default=cache_folder() / "text/wikipedia_calibration.txt")
     add("--bits", type=lambda text: [int(word) for word in text.split(",")], default=[2])
     add("--windows", type=int, default=2, help="of 512 tokens, on which losses are measured (2)")
+    add("--every", type=int, default=1, help="take the linears of every so many blocks (1)")
     add("--effort", default="normal", help="of the calibration (normal)")
     add("--output", type=Path, default=Path("build/sensitivity"))
     return parser.parse_args()
@@ -62,10 +65,11 @@ def main() -> None:
     report = lambda stage, share, what: note(f"{stage} {share:.0%}: {what}")
     run = Calibrated(checkpoint, decoder, settings, store, report)
     run.measure()
-    run.allocate()
+    blocks = tuple(f"{block}." for block in decoder.blocks()[:: options.every])
+    groups = [group for group in decoder.input_groups() if group[0].startswith(blocks)]
     scored = windows_of(checkpoint, options.text, options.windows)
     for bits in options.bits:
-        rows = list(sensitivity.pairs(checkpoint, run, settings, bits, scored, note))
+        rows = list(sensitivity.pairs(checkpoint, run, settings, bits, scored, groups, note))
         _, expected, measured = zip(*rows, strict=True)
         tau = sensitivity.rank_correlation(list(expected), list(measured))
         path = options.output / f"{bits}bit.json"

@@ -161,17 +161,18 @@ class Calibrated:
 
     def allocate(self) -> dict[str, int]:
         """Return the bits of every linear whose average is at most what was asked for."""
-        costs = self._costs()
+        costs = self.costs_of(self._decoder.input_groups())
         budget = self._settings.bits * sum(self._sizes.values())
         return allocation.allocate(costs, self._sizes, budget)
 
-    def _costs(self) -> dict[str, dict[int, float]]:
-        """Return the expected loss of every linear by its bits."""
+    def costs_of(self, groups: Sequence[tuple[str, ...]]) -> dict[str, dict[int, float]]:
+        """Measure the linears of `groups`; return the expected loss of every linear by its bits, as
+        far as it is known."""
         energies, found = self.energies(), self._store.json(_COSTS)
-        groups = [g for g in self._decoder.input_groups() if g[-1] not in found]
+        missing = [group for group in groups if group[-1] not in found]
         measure = lambda group: self._group_costs(group, energies)
-        for index, costs in enumerate(self.each(measure, groups)):
-            self._report("allocate", index / len(groups), f"sensitivity: {groups[index][0]}")
+        for index, costs in enumerate(self.each(measure, missing)):
+            self._report("allocate", index / len(missing), f"sensitivity: {missing[index][0]}")
             found |= costs
             self._store.put_json(_COSTS, found)
         return self.known_costs()

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from shiftadd_tvm.bcq import SeparableScales
 from shiftadd_tvm.coded_modules import CodedLinear, Rotated, codes_of
 from shiftadd_tvm.dequantized import DequantizedModel
+from shiftadd_tvm.effort import WHOLE_BLOCKS
 from shiftadd_tvm.packed import PackedModel
 from shiftadd_tvm.powers import decode_terms
 from shiftadd_tvm.reference import Arguments, ReferenceModel, soft_cap, uncapped
@@ -167,7 +168,7 @@ class Student:
         hidden.requires_grad_()  # what a block keeps would else not be known to be needed
         for index, block in enumerate(self._decoder.blocks()):
             run = lambda x, block=block: self._run(block, x, arguments)
-            hidden = checkpoint(run, hidden, use_reentrant=False) if index % 3 else run(hidden)
+            hidden = checkpoint(run, hidden, use_reentrant=False) if index % WHOLE_BLOCKS else run(hidden)
         return self._reference.leave(hidden)
 
     def _run(self, block: str, hidden: Tensor, arguments: dict[str, Arguments]) -> Tensor:

@@ -4,7 +4,7 @@ import math
 
 from shiftadd_tvm import cpu
 from shiftadd_tvm.decoder_model import Decoder
-from shiftadd_tvm.effort import SLAB_TOKENS
+from shiftadd_tvm.effort import SLAB_TOKENS, WHOLE_BLOCKS
 from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.settings import QuantizeSettings
 
@@ -69,5 +69,6 @@ def _tuning(decoder: Decoder, states: int) -> int:
     weights = decoder.layers * sum(math.prod(s) for s in decoder.linear_shapes().values())
     head = decoder.vocabulary * decoder.width
     widths = sum(rows + columns for rows, columns in decoder.linear_shapes().values())
-    activations = decoder.layers * WINDOW * widths * PER_ACTIVATION
+    blocks = -(-decoder.layers // WHOLE_BLOCKS) + 1  # that are kept whole, and the one on the way
+    activations = blocks * WINDOW * widths * PER_ACTIVATION
     return weights * PER_TUNED_WEIGHT + head * PER_HEAD_WEIGHT + activations + states

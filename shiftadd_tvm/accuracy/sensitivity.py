@@ -5,7 +5,7 @@ the outputs. Here each linear alone is coded, in an otherwise untouched model, a
 the next token's distribution is measured on windows that the expectation has not seen.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -64,15 +64,17 @@ def pairs(
     settings: QuantizeSettings,
     bits: int,
     windows: Array,
+    groups: Sequence[tuple[str, ...]],
     report: Callable[[str], None],
 ) -> Iterator[tuple[str, float, float]]:
-    """Yield name, expected loss and measured divergence of every linear, coded alone at `bits`.
+    """Yield name, expected loss and measured divergence of every linear of the input `groups`, coded
+    alone at `bits`.
 
-    `run` has allocated under `settings`, so that it knows the expected losses.
+    `run` has measured under `settings`: the expected losses are those by which it would allocate.
     """
-    costs = run.known_costs()
+    costs = run.costs_of(groups)
     alone = AloneCoded(checkpoint, windows)
-    for group in families.read_config(checkpoint.config).input_groups():
+    for group in groups:
         report(group[0])
         matrices = [checkpoint.read(f"{linear}.weight") for linear in group]
         widths = [bits] * len(group)
