@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shiftadd_tvm import allocation, calibration, calibration_text, distillation
+from shiftadd_tvm import allocation, calibration, calibration_text, distillation, heap
 from shiftadd_tvm.bcq import MAX_BITS
 from shiftadd_tvm.calibration_text import CalibrationData
 from shiftadd_tvm.checkpoint_base import Checkpoint
@@ -117,6 +117,7 @@ class Calibrated:
 
     def _walk_through(self, walk: calibration.Calibration) -> None:
         for index, block in enumerate(self._blocks):
+            heap.give_back()
             self._report("measure", index / len(self._blocks), f"calibration: {block}")
             if self._store.has(self._file(block)):
                 walk.pass_through(block)
@@ -219,6 +220,7 @@ class Calibrated:
         with one_thread(), ThreadPoolExecutor(WORKERS) as pool:
             for start in range(0, len(items), WORKERS):  # few are waited for when one fails
                 yield from pool.map(work, items[start : start + WORKERS])
+                heap.give_back()
 
     def tune(self, packed: PackedModel) -> dict[str, Array]:
         """Return the tuned scales and vectors of the coded model; see `distillation.tune`."""

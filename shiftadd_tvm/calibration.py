@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shiftadd_tvm import families
+from shiftadd_tvm import families, heap
 from shiftadd_tvm.effort import SLAB_TOKENS
 from shiftadd_tvm.hidden_states import InMemory, Place
 from shiftadd_tvm.reference import Arguments, ReferenceModel, WeightSource
@@ -117,6 +117,7 @@ def gradient_energies(
         gradient = _block_gradient(
             reference, block, entrance, gradient, arguments, linears, energies
         )
+        heap.give_back()
     return {path: energy / windows.size for path, energy in energies.items()}
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from shiftadd_tvm import heap
 from shiftadd_tvm.bcq import SeparableScales
 from shiftadd_tvm.coded_modules import CodedLinear, Rotated, codes_of
 from shiftadd_tvm.dequantized import DequantizedModel
@@ -34,7 +35,7 @@ RATE = 2e-3  # of the logarithms, at its peak
 BETAS = (0.9, 0.95)
 WARM_UP = 4  # steps
 SKIP = 2  # of so many neighbouring tokens one counts in a step: neighbours say nearly the same
-_HEAD_ROWS, _HEAD_LOGITS = 256, 1 << 25  # rows and logits that exist together, at most
+_HEAD_ROWS, _HEAD_LOGITS = 256, 6 << 20  # rows and logits that exist together, at most
 _TINY = 1e-12
 _SAVE_EVERY = 10  # steps
 
@@ -210,6 +211,7 @@ def tune(
         progress(step + 1, loss)
         if (step + 1) % _SAVE_EVERY == 0:
             _write_state(state, names, optimizer)
+            heap.give_back()
     return {n: p.detach().numpy() for n, p in zip(names, optimizer.parameters, strict=True)}
 
 

@@ -97,7 +97,7 @@ def quantize(
     is false.
     """
     begin = time.perf_counter()
-    heap.map_large_blocks()
+    heap.hold()
     refuse_existing(Path(output), GOLDEN, force)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     layout = make_layout(checkpoint, settings)

@@ -18,7 +18,7 @@ GROUPS = 2  # that are coded together
 SLABS = 4  # of states: what enters a block and leaves it, and what is computed between
 WINDOW = 512  # tokens that are tuned on together
 PER_TUNED_WEIGHT = 4
-PER_ACTIVATION = 4 * 3  # kept for the way back, with what is computed from it
+PER_ACTIVATION = 4 * 4  # kept for the way back, with what is computed from it
 
 
 def peak(decoder: Decoder, settings: QuantizeSettings, *, spill: bool = False) -> int:
