@@ -21,12 +21,13 @@ from tvm.ir import IRModule
 from tvm.s_tir import meta_schedule as ms
 
 from shiftadd_tvm import backend, compiler, pipeline, shapes, tuner
-from shiftadd_tvm.errors import BadFileError, UnsupportedError, UsageError
+from shiftadd_tvm.errors import BadFileError, GateError, UnsupportedError, UsageError
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.schedules.llvm import _lookup, lut
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.synthetic import SyntheticModel
 from shiftadd_tvm.tuning import crossover, log, search, space, tasks
+from shiftadd_tvm.tuning.measure import TrialError
 
 KNOBS = {"shared": 1, "task": 2, "unroll": 2, "prefetch": 1024}
 PRESET = probe.BACKEND.name
@@ -325,6 +326,29 @@ def test_the_crossover_is_the_last_number_of_tokens_that_pays() -> None:
 def test_look_ups_are_compared_with_the_product(measured: dict[str, Any]) -> None:
     found = measured["crossed"]
     assert set(found) == {"1", "2", "4"} and all(t > 0 for pair in found.values() for t in pair)
+
+
+class BusySite:
+    """Where the last comparison of a task takes too long."""
+
+    def space(self, module: Any) -> Any:
+        return module
+
+    def meter(self, *_: object) -> "BusySite":
+        return self
+
+    def prepare(self, untuned: IRModule) -> None:
+        pass
+
+    def compare(self, mods: list[IRModule]) -> list[float]:
+        raise TrialError("took more than 60 s")
+
+
+def test_a_comparison_that_fails_is_one_sentence(tmp_path: Path) -> None:
+    site: Any = BusySite()
+    one = search.Search(probe.task(), probe.BACKEND, tmp_path, site)
+    with pytest.raises(GateError, match="took more than 60 s; what was measured is kept"):
+        one.run(0, time.monotonic() + 60, lambda done, trials: None)
 
 
 def test_what_cannot_be_tuned_is_one_sentence(

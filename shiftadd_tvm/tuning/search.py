@@ -222,7 +222,14 @@ class Search:
     def _compare(self, schedules: list[Schedule]) -> tuple[float, list[float]]:
         """Return the seconds of the untuned kernel and of others, which have run before."""
         mods = [sch.mod for sch in (self._default(), *schedules)]
-        before, *times = self._meter.compare(mods)
+        try:
+            before, *times = self._meter.compare(mods)
+        except TrialError as error:
+            raise GateError(
+                f"The best kernels of {self._task.name} cannot be compared with the untuned one: that "
+                f"{error}; what was measured is kept, run the same command again when the machine is "
+                "less busy."
+            ) from error
         return before, times
 
 
