@@ -100,11 +100,16 @@ def refuse_spill(graph: "GraphPlan", spill: bool) -> None:
         )
 
 
+def peak(nbytes: int) -> int:
+    """Return the bytes of memory that quantizing a graph or an encoder of so many bytes needs at most."""
+    return LIBRARIES + COPIES * nbytes
+
+
 def check_memory(graph: "GraphPlan", limit: float | None, *, spill: bool = False) -> int:
     """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB, or for
     `spill`."""
     refuse_spill(graph, spill)
-    needed = LIBRARIES + COPIES * graph.source.nbytes
+    needed = peak(graph.source.nbytes)
     if limit is not None and needed > limit * 1e9:
         raise UsageError(
             f"--max-memory is {limit:g} GB, quantizing {graph.path} needs about {needed / 1e9:.1f} GB; "

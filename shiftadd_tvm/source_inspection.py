@@ -10,7 +10,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from shiftadd_tvm import cpu, encoder_families, families, quantize_memory, quantize_time
+from shiftadd_tvm import (
+    cpu,
+    encoder_families,
+    families,
+    onnx_workflow,
+    quantize_memory,
+    quantize_time,
+)
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.effort import EFFORTS
 from shiftadd_tvm.encoder_model import STATES
@@ -91,6 +98,7 @@ def _encoder(checkpoint: Checkpoint) -> Fields:
     encoder, heads = importlib.import_module("shiftadd_tvm.encoder_plan").check(checkpoint)
     shapes, embedded = encoder.linear_shapes(), encoder.embedded
     coded = sum(map(math.prod, shapes.values()))
+    stored = sum(map(checkpoint.stored_bytes, checkpoint.names()))
     kept = 4 * (sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names()) - coded)
     packed: list[Fields] = []
     for bits in BITS:
@@ -106,6 +114,13 @@ def _encoder(checkpoint: Checkpoint) -> Fields:
         "input": str(embedded),
         "outputs": [STATES, *(head.output for head in heads)],
         "packed": packed,
+        "quantizing": [
+            {
+                "method": DATA_FREE,
+                "memory_bytes": onnx_workflow.peak(stored),
+                "seconds": round(quantize_time.seconds(QuantizeSettings(bits=3), coded)),
+            }
+        ],
         "machine_memory_bytes": cpu.memory(),
     }
 

@@ -192,6 +192,8 @@ def test_an_encoder_goes_through_the_verbs(text: Path) -> None:
     source = result("inspect", "bert", cwd=text)
     assert source["supported"] and source["outputs"][-1] == "logits"
     assert "input_ids" in source["input"] and "40 tokens" in source["input"]
+    work = source["quantizing"][0]
+    assert work["method"] == "data-free" and work["memory_bytes"] > source["total_bytes"]
     sizes = [row["bytes"] for row in source["packed"]]
     assert sizes == sorted(sizes) and sizes[-1] < source["total_bytes"]
     assert workflow.plan_compile(text / "bert", bits=4).reused  # it is what would be made again
