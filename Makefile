@@ -50,8 +50,10 @@ accuracy: .venv/.installed-bench $(LIBRARY) model ## compare perplexity over bit
 	$(BIN)/python examples/accuracy.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 tune: .venv/.installed $(LIBRARY) ## search the fastest schedules of a target, into tuning_logs/
-	@preset="$(TARGET)"; [ -n "$$preset" ] || preset=$$($(BIN)/python -c \
-		'from shiftadd_tvm import backend; print(backend.detect().name)') || exit; \
+	@preset=$$($(BIN)/python -c 'import sys; from shiftadd_tvm import backend; name = sys.argv[1]; \
+		known = backend.aliases(); \
+		print(known[name].name if name in known else name or backend.detect().name)' \
+		"$(TARGET)") || exit; \
 	$(BIN)/shiftadd-tvm tune $(if $(MODEL),"$(MODEL)") --target "$$preset" -o "tuning_logs/$$preset" \
 		$(if $(TRIALS),--trials "$(TRIALS)") $(if $(MINUTES),--minutes "$(MINUTES)") $(ARGS)
 

@@ -98,7 +98,7 @@ def _scheduled(
     """Return the function scheduled, and whether by a record ("tuned") or by hand ("scheduled")."""
     source, found = "tuned", None
     if defaults(module):
-        found = next(filter(None, (log.find(function, module) for log in logs)), None)
+        found = next(filter(None, (log.find(function, module, backend) for log in logs)), None)
     if found is None:
         source, schedule = "scheduled", Schedule(IRModule({"main": function}))
         written = module.schedule(schedule, backend, **defaults(module))

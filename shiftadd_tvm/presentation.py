@@ -161,8 +161,14 @@ def tune_plan(plan: "TunePlan") -> Fields:
     minutes = "" if request.minutes is None else f", at most {request.minutes:g} minutes in all"
     made = " (made first)" if plan.quantize is not None else ""
     shapes = f"the shapes of {request.synthetic or 'shipped logs'}"
+    source = f"{request.source}{made}" if request.source else shapes
+    if request.stage in ("measure", "commit"):
+        return {"stage": request.stage, "candidates": source}
+    if request.stage == "build":
+        rows = {"stage": request.stage, "source": source, "target": request.preset}
+        return {**rows, "budget": f"{request.trials} candidates a task", "output": request.output}
     return {
-        "source": f"{request.source}{made}" if request.source else shapes,
+        "source": source,
         "target": f"{request.preset}, {request.threads} threads",
         "budget": f"{request.trials} trials a task{minutes}",
         "output": request.output or "the user's cache",
@@ -176,6 +182,8 @@ def tune_fields(report: "TuneReport") -> Fields:
 
 def tune_summary(report: "TuneReport") -> str:
     """Return each task's times, and what to do next."""
+    if report.measured == "not yet":
+        return _candidates(report)
     rows: Fields = {
         task["name"]: f"{task['before_us']:.1f} us untuned, {task['after_us']:.1f} us tuned "
         f"({task['trials']} trials, {task['failed']} failed, {task['weights']} weights)"
@@ -190,7 +198,19 @@ def tune_summary(report: "TuneReport") -> str:
         rows["note"] = "nothing ran: times are of a model of the processor, at 1 GHz"
     if not report.kept:
         rows["note"] = "the board is emulated: its times mean nothing, and no log was written"
-    return f"tuning log {report.output} for {report.target}\n{_rows(rows)}"
+    what = "times" if report.output.endswith(".json") else "tuning log"
+    return f"{what} {report.output} for {report.target}\n{_rows(rows)}"
+
+
+def _candidates(report: "TuneReport") -> str:
+    rows: Fields = {task["name"]: f"{task['candidates']} candidates" for task in report.tasks}
+    file = Path(report.output) / "candidates.pyz"
+    rows["time"] = clock(report.seconds)
+    rows["next"] = (
+        f"copy {file} to the machine with the GPU, and there: python3 {file.name}; "
+        f"put its times.json beside it here, and: shiftadd-tvm tune --stage commit {report.output}"
+    )
+    return f"candidates {report.output} for {report.target}\n{_rows(rows)}"
 
 
 def scored(fields: Fields) -> str:

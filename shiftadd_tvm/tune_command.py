@@ -14,7 +14,7 @@ Source = Annotated[
     typer.Argument(
         metavar="[SRC]",
         help="Packed model (a checkpoint is quantized first); without it, the shapes that records "
-        "are shipped for.",
+        "are shipped for. With --stage measure or commit, the folder of --stage build.",
         show_default=False,
     ),
 ]
@@ -32,6 +32,13 @@ Output = Annotated[
     Path | None,
     typer.Option("-o", "--output", metavar="DIR", help="The log; default: in the user's cache."),
 ]
+Stage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STAGE",
+        help="GPU elsewhere: build candidates here, measure them there, commit the times here.",
+    ),
+]
 KEPT = "finished batches are kept, and the same command goes on after them"
 
 
@@ -46,6 +53,7 @@ def tune(
     bits: options.CheckpointBits = None,
     threads: options.Threads = None,
     rpc: options.Rpc = None,
+    stage: Stage = None,
     output: Output = None,
     config: options.Config = None,
     json: options.Json = False,
@@ -66,10 +74,11 @@ def tune(
             minutes=minutes,
             op=op,
             synthetic=synthetic,
-            activations=activations or "int16",
+            activations=activations or "",
             bits=whole,
             threads=threads,
             rpc=rpc,
+            stage=stage,
             config=config,
         )
     console.table("plan", presentation.tune_plan(plan))

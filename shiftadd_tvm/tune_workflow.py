@@ -7,7 +7,7 @@ from typing import Any
 
 from shiftadd_tvm import backend as backends
 from shiftadd_tvm import cpu, tuner, workflow
-from shiftadd_tvm.errors import UsageError
+from shiftadd_tvm.errors import OutputError, UsageError
 from shiftadd_tvm.files import refuse_existing
 from shiftadd_tvm.tuner import TuneReport, TuneRequest
 from shiftadd_tvm.workflow import QuantizePlan
@@ -31,6 +31,8 @@ def plan_tune(
     bits: float | None = None,
     config: str | Path | None = None,
     threads: int | None = None,
+    activations: str = "",
+    stage: str | None = None,
     **budget: Any,
 ) -> TunePlan:
     """Check everything that can be checked before the work, and return what `tune` would do.
@@ -38,19 +40,27 @@ def plan_tune(
     `budget` is what else `TuneRequest` has, such as `trials` and `minutes`.
     """
     backend = backends.load(target) if target else backends.detect()
-    first = None
-    if source is not None:
+    first, measuring = None, stage in tuner.STAGES[1:]
+    if source is not None and not measuring:
         made = workflow.plan_source(source, None, backend, bits, config)
         source, first = str(made.packed), made.quantize
     elif bits is not None or config is not None:
         raise UsageError("--bits and --config belong to a SRC, which is missing; give one.")
-    if output is not None:
+    if stage == tuner.STAGES[0]:
+        output = output or f"candidates-{backend.name}"
+        if Path(output).exists():  # times may lie beside the candidates that are there
+            raise OutputError(f"{output} already exists; choose another -o, or remove it.")
+    elif output is not None:
         refuse_existing(Path(output), tuner.META, force=True)
     place = None if output is None else str(output)
     workers = threads or cpu.cores()
     if source is not None and budget.get("synthetic"):
         raise UsageError("Both SRC and --synthetic say what to tune; give one of them.")
-    request = TuneRequest(backend.name, source, threads=workers, output=place, **budget)
+    request = TuneRequest(
+        *(backend.name, None if source is None else str(source)),
+        **{"threads": workers, "output": place, "stage": stage},
+        **{"activations": backend.chosen(activations), **budget},
+    )
     tuner.check(backend, request)
     return TunePlan(request, first)
 

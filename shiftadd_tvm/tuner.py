@@ -18,12 +18,15 @@ from typing import Any
 
 from shiftadd_tvm import errors, timing_model
 from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.cuda import toolkit
 from shiftadd_tvm.errors import GateError, ShiftAddError, UnsupportedError, UsageError
 
 log = logging.getLogger(__name__)
 
 DEFAULT_TRIALS = 64
 META = "meta.json"  # by which a log is known
+STAGES = ("build", "measure", "commit")
+CANDIDATES = "candidates.pyz"  # by which a folder of candidates is known
 
 Progress = Callable[[int, int, str], None]
 
@@ -59,6 +62,7 @@ class TuneRequest:
     threads: int = 1
     output: str | None = None  # None: the user's cache
     rpc: str | None = None  # HOST:PORT:KEY of boards that measure
+    stage: str | None = None  # one of STAGES; of the last two `source` is the folder of the first
 
     @property
     def command(self) -> str:
@@ -67,6 +71,8 @@ class TuneRequest:
         words += [] if self.minutes is None else ["--minutes", f"{self.minutes:g}"]
         words += [] if self.op is None else ["--op", self.op]
         words += [] if self.synthetic is None else ["--synthetic", self.synthetic]
+        if self.stage is not None:
+            return " ".join([*words, "--stage", self.stage])
         return " ".join([*words, "--threads", str(self.threads)])
 
 
@@ -76,7 +82,7 @@ class TuneReport:
 
     target: str
     output: str
-    measured: str  # how: "local", "rpc", or "static-model" where nothing ran
+    measured: str  # "local", "rpc", "two-stage", "static-model" where nothing ran, or "not yet"
     kept: bool  # False: boards were emulated, and no log was written
     tasks: list[dict[str, Any]]
     left: list[str]  # tasks that the time did not suffice for
@@ -86,11 +92,13 @@ class TuneReport:
 
 def check(backend: Backend, request: TuneRequest) -> None:
     """Raise `UnsupportedError` where candidates get no times, `UsageError` for no budget."""
-    if backend.device:
-        raise UnsupportedError(
-            f"Kernels for {backend.name} cannot be tuned yet; compile uses their schedules written by "
-            "hand, which needs no log."
-        )
+    if request.trials < 1:
+        raise UsageError(f"--trials is {request.trials}, expected at least 1.")
+    if request.minutes is not None and not request.minutes > 0:
+        raise UsageError(f"--minutes is {request.minutes:g}, expected more than 0.")
+    if backend.device or request.stage:
+        _check_device(backend, request)
+        return
     if request.rpc is not None:
         BoardAddress.parse(request.rpc)
     elif not backend.runs_here():
@@ -101,10 +109,29 @@ def check(backend: Backend, request: TuneRequest) -> None:
                 "them; tune on a machine that has it, and give the log to compile by --tuning-log."
             )
         timing_model.find()
-    if request.trials < 1:
-        raise UsageError(f"--trials is {request.trials}, expected at least 1.")
-    if request.minutes is not None and not request.minutes > 0:
-        raise UsageError(f"--minutes is {request.minutes:g}, expected more than 0.")
+
+
+def _check_device(backend: Backend, request: TuneRequest) -> None:
+    """Check a request for a GPU."""
+    if request.stage not in (None, *STAGES):
+        raise UsageError(f"--stage is {request.stage!r}, expected one of {', '.join(STAGES)}.")
+    if request.stage in STAGES[1:]:
+        if request.source is None:
+            raise UsageError(f"--stage {request.stage} needs the folder that --stage build wrote.")
+        if request.stage == "measure" and request.output is not None:
+            raise UsageError("--stage measure writes into the folder of candidates; leave -o out.")
+        return
+    if not backend.device:
+        raise UsageError(f"--stage is for GPUs, and {backend.name} is none; leave it out.")
+    if request.rpc is not None:
+        raise UsageError("--rpc is for processors; tune a GPU elsewhere by --stage build.")
+    toolkit.find()
+    if request.stage is None and not backend.runs_here():
+        raise UnsupportedError(
+            f"Candidates for {backend.name} cannot be measured on this machine, which lacks "
+            f"{', '.join(backend.missing_features())}; build them here by --stage build, and measure "
+            "them where the GPU is."
+        )
 
 
 def tune(request: TuneRequest, progress: Progress = lambda done, total, what: None) -> TuneReport:

@@ -40,7 +40,7 @@ def test_exactly_the_built_verbs_exist(tmp_path: Path) -> None:
 
 
 def test_flags_of_later_versions_do_not_exist(tmp_path: Path) -> None:
-    fails(call_here("tune", "x", "--stage", "1", cwd=tmp_path), 2, "No such option", "--stage")
+    fails(call_here("tune", "x", "--draft", "1", cwd=tmp_path), 2, "No such option", "--draft")
 
 
 def test_version() -> None:

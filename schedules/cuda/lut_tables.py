@@ -18,6 +18,7 @@ from shiftadd_tvm.schedules.cuda._instructions import ADD_SHARED, ADD_SHUFFLED, 
 
 OPS = ("lut_tables_query",)
 DIGITS = 2
+THREADS = 1024  # of a multiprocessor at least: more would leave a thread too few registers
 KNOBS = {
     "warps": Knob((4, 8, 16), 8),  # of a block: they split the inputs
     "shared": Knob((1, 2, 4, 8), 4),  # row blocks that share the loads of a table
@@ -94,6 +95,8 @@ def kernel(
     def body(tables, scale, planes, plane_terms, row_terms, bias, y):
         block = T.launch_thread("blockIdx.x", -(-blocks // shared))
         tx = T.launch_thread("threadIdx.x", threads)
+        # without this bound the assembler aims at more blocks and spills
+        T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", THREADS // threads)
         sums = T.alloc_buffer(results.shape, "uint32", scope="shared")
         acc = T.alloc_buffer((tokens * shared,), "uint32", scope="local")
         w = T.alloc_buffer((shared * 4,), "uint32", scope="local")

@@ -5,6 +5,7 @@ import logging
 import sys
 import types
 
+from shiftadd_tvm import backend
 from shiftadd_tvm.errors import ShiftAddError
 from shiftadd_tvm.runtime import library
 from shiftadd_tvm.tuner import TuneRequest
@@ -31,14 +32,16 @@ def main(request: str) -> int:
     """Carry out a request in JSON; the last line is its result, or an error's class and sentence."""
     spare_intrinsics()
     with library.without_torch():
-        from shiftadd_tvm.tuning.session import Tuning
+        from shiftadd_tvm.tuning import gpu, session
 
     logger = logging.getLogger("shiftadd_tvm")
     logger.addHandler(_Said())
     logger.setLevel(logging.INFO)
     progress = lambda done, total, what: say("progress", [done, total, what])
+    asked = TuneRequest(**json.loads(request))
+    on_gpu = asked.stage or backend.load(asked.preset).device
     try:
-        say("result", Tuning(TuneRequest(**json.loads(request)), progress).run())
+        say("result", gpu.run(asked, progress) if on_gpu else session.Tuning(asked, progress).run())
     except ShiftAddError as error:
         say("error", [type(error).__name__, str(error)])
         return error.exit_code

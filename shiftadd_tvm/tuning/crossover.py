@@ -75,7 +75,7 @@ def times(task: Task, backend: Backend, log: Path, folder: Path) -> dict[int, tu
 def _turns(
     task: Task, tokens: int, backend: Backend, logs: list[TuningLog], folder: Path
 ) -> list[float]:
-    shape = replace(task.shape, tokens=tokens)
+    shape = replace(task.bytewise, tokens=tokens)
     given = tasks.data(replace(task, shape=shape), backend.rows)
     compile_ = lambda function: _compiled(function, backend, logs, folder)
     query, multiply = (

@@ -26,11 +26,12 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.meta_schedule.database import TuningRecord, Workload
 from tvm.tirx import PrimFunc
 
+from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.errors import BadFileError, ShiftAddError, UnsupportedError, UsageError
 from shiftadd_tvm.files import canonical_json, staged, user_cache
 from shiftadd_tvm.ops import OP
 from shiftadd_tvm.tuner import META
-from shiftadd_tvm.tuning.space import workload
+from shiftadd_tvm.tuning.space import realized, workload
 
 RECORDS = "records.json"
 SCHEMA = 1
@@ -84,15 +85,15 @@ class TuningLog:
                 "log of this target."
             )
 
-    def find(self, function: PrimFunc, module: ModuleType) -> PrimFunc | None:
-        """Return `function` scheduled by its best record that can be replayed, or None.
+    def find(self, function: PrimFunc, module: ModuleType, backend: Backend) -> PrimFunc | None:
+        """Return `function` scheduled for `backend` by its best record that can be replayed, or None.
 
         `module` schedules the function's operator, and knows its intrinsics.
         """
         for entry in self.records.get(key(function), ()):
             unknown = [name for name in intrinsics(entry["record"]) if not module.restore(name)]
             if not unknown:
-                return _replay(function, entry["record"])
+                return realized(_replay(function, entry["record"]), module, backend)["main"]
             log.warning(
                 "a record of %s in %s is passed over: it uses %s, which this version does not have",
                 *(entry["task"], self.folder, unknown[0]),
@@ -108,11 +109,11 @@ def intrinsics(record: Sequence[Any]) -> Iterator[str]:
             yield attributes[0]
 
 
-def _replay(function: PrimFunc, record: Sequence[Any]) -> PrimFunc:
+def _replay(function: PrimFunc, record: Sequence[Any]) -> IRModule:
     trace = TuningRecord.from_json(record, Workload(workload(function))).trace
     schedule = Schedule(IRModule({"main": function}))
     trace.apply_to_schedule(schedule, remove_postproc=False)
-    return schedule.mod["main"]
+    return schedule.mod
 
 
 def _read(path: Path, kind: type) -> Any:

@@ -48,9 +48,9 @@ def find_tasks(request: TuneRequest, backend: Backend) -> list[Task]:
             f"{backend.name}."
         )
     if request.synthetic is not None:
-        found = tasks.shipped(backend, (request.synthetic,))
+        found = tasks.shipped(backend, (request.synthetic,), request.activations)
     elif request.source is None:
-        found = tasks.shipped(backend)
+        found = tasks.shipped(backend, activations=request.activations)
     else:
         module, _ = compiler.relax_module(open_packed(request.source), backend, request.activations)
         found = tasks.of_module(module, backend)

@@ -68,6 +68,29 @@ def points(module: ModuleType) -> Iterator[dict[str, int]]:
         yield {name: knob.candidates[index] for (name, knob), index in values}
 
 
+def _taken(sch: Schedule, module: ModuleType) -> dict[str, int]:
+    """Take the knob values off the block and return them."""
+    block = sch.get_sblock(BLOCK)
+    written = sch.get(block).annotations
+    values = {name: int(written[PREFIX + name]) for name in module.KNOBS}
+    for name in values:
+        sch.unannotate(block, PREFIX + name)
+    return values
+
+
+def realized(mod: IRModule, module: ModuleType, backend: Backend) -> IRModule:
+    """Return what is compiled of a candidate's module, or of a replayed record's.
+
+    A GPU's schedule writes the function whole, which is no step that MetaSchedule could record: there
+    the record ends with the knobs on the block, and the schedule is called anew.
+    """
+    if not backend.device:
+        return mod
+    sch = Schedule(mod)
+    written = module.schedule(sch, backend, **_taken(sch, module))
+    return IRModule({"main": written.with_attrs(dict(mod["main"].attrs))})
+
+
 @derived_object
 class _Apply(PyPostproc):
     """Calls the schedule function with the knob values that stand on the block."""
@@ -80,13 +103,10 @@ class _Apply(PyPostproc):
         """Nothing depends on the task."""
 
     def apply(self, sch: Schedule) -> bool:
-        block = sch.get_sblock(BLOCK)
-        written = sch.get(block).annotations
-        values = {name: int(written[PREFIX + name]) for name in self._module.KNOBS}
-        for name in values:
-            sch.unannotate(block, PREFIX + name)
+        if self._backend.device:
+            return True  # `realized` does the rest
         try:
-            self._module.schedule(sch, self._backend, **values)
+            self._module.schedule(sch, self._backend, **_taken(sch, self._module))
         except ScheduleError:
             return False  # these values do not go together for this function
         return True

@@ -42,7 +42,7 @@ def seconds(path: Path, task: Task, backend: Backend, model: TimingModel) -> flo
     if not decided or not look_ups:
         raise TrialError("has no loop that runs most and looks up")
     # a byte of a plane is looked up by halves, in each digit's table, for every token
-    turn = look_ups * WIDTH / (2 * task.shape.digits * task.shape.tokens)
+    turn = look_ups * WIDTH / (2 * task.bytewise.digits * task.bytewise.tokens)
     planes = 4 * prod(task.shape.tensors(backend.rows)[2][0])
     try:
         return planes / turn * model.cycles(loop, backend.model, backend.machine) / CLOCK

@@ -20,12 +20,15 @@ from tvm.tirx import IntImm, PrimFunc
 from shiftadd_tvm import shapes
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.families import Config
-from shiftadd_tvm.ops import OP, gemm, lut
+from shiftadd_tvm.ops import OP, gemm, lut, lut_bits, words
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.pipeline import schedules
 from shiftadd_tvm.powers import EXPONENT_BIAS
 from shiftadd_tvm.settings import QuantizeSettings
+from shiftadd_tvm.tuning import word_shapes
+from shiftadd_tvm.tuning.emitted import emitted
 from shiftadd_tvm.tuning.measure import COLD, Data
+from shiftadd_tvm.tuning.word_shapes import WordShape
 
 DEFAULTS = QuantizeSettings()
 FORMATS = {len(form.digit_bits): form for form in lut.FORMATS.values()}
@@ -49,6 +52,11 @@ class Shape:
     plane_terms: int
     bias: bool
     digits: int  # of a table entry
+
+    @property
+    def held(self) -> str:
+        """The activations in a task's name."""
+        return f"d{self.digits}"
 
     @property
     def inputs(self) -> int:
@@ -84,7 +92,7 @@ class Task:
     """One function to tune, and how its weights lie in its model."""
 
     function: PrimFunc
-    shape: Shape
+    shape: Shape | WordShape
     share: float  # bytes that the model reads through this function for a token
     model_bytes: int  # of all planes of the model: what a step runs over
 
@@ -94,26 +102,18 @@ class Task:
         return str(self.function.attrs[OP])
 
     @property
+    def bytewise(self) -> Shape:
+        """The shape of a processor's task."""
+        assert isinstance(self.shape, Shape)
+        return self.shape
+
+    @property
     def name(self) -> str:
         """A name for people, the same for the same function."""
         shape = self.shape
-        rest = f"{shape.bits}bit_m{shape.tokens}_d{shape.digits}"
+        rest = f"{shape.bits}bit_m{shape.tokens}_{shape.held}"
         terms = f"r{shape.row_terms}p{shape.plane_terms}{'b' if shape.bias else ''}"
         return f"{self.op}_{shape.outputs}x{shape.inputs}_{rest}_{terms}"
-
-
-def emitted(op: str, compute: Any, tensors: Sequence[tuple[Sequence[Any], str]]) -> PrimFunc:
-    """Return the PrimFunc that Relax makes of an operator for tensors of these (shape, dtype)."""
-    builder = relax.BlockBuilder()
-    inputs = [
-        relax.Var(f"input{i}", relax.TensorType(shape, dtype))
-        for i, (shape, dtype) in enumerate(tensors)
-    ]
-    with builder.function("main", inputs):
-        result = builder.emit_te(compute, *inputs, primfunc_name_hint=op, primfunc_attrs={OP: op})
-        builder.emit_func_output(result)
-    functions = [f for _, f in builder.finalize().functions_items() if isinstance(f, PrimFunc)]
-    return functions[0]
 
 
 def gemm_function(shape: Shape, rows: int) -> PrimFunc:
@@ -133,7 +133,8 @@ def build_function(shape: Shape) -> PrimFunc:
 def tunable(backend: Backend) -> list[str]:
     """Return the operators whose schedule has knobs, and whose arguments `Shape` knows."""
     found = schedules(backend.family)
-    return [op for op in ("lut_query",) if getattr(found.get(op), "KNOBS", None)]
+    known = ("lut_query", *word_shapes.OPS.values())
+    return [op for op in known if getattr(found.get(op), "KNOBS", None)]
 
 
 def of_module(module: IRModule, backend: Backend) -> list[Task]:
@@ -168,8 +169,11 @@ def _calls(module: IRModule) -> Counter[str]:
     return counts
 
 
-def shape_of(function: PrimFunc) -> Shape:
-    """Return the shape of a `lut_query`."""
+def shape_of(function: PrimFunc) -> Shape | WordShape:
+    """Return the shape of a look-up."""
+    op = str(function.attrs[OP])
+    if op in word_shapes.OPS.values():
+        return word_shapes.shape_of(function, op)
     tensors = [tuple(int(size) for size in parameter.shape) for parameter in function.params]
     tables, _, planes, plane_terms, row_terms, *bias, result = tensors
     return Shape(
@@ -184,15 +188,18 @@ def shape_of(function: PrimFunc) -> Shape:
     )
 
 
-def shipped(backend: Backend, models: Sequence[str] = SHIPPED) -> list[Task]:
+def shipped(
+    backend: Backend, models: Sequence[str] = SHIPPED, activations: str = ""
+) -> list[Task]:
     """Return the tasks of published models, those that we ship logs for: one token, 2 to 4 bits.
 
     Raises `UsageError` for an unknown name.
     """
-    found: dict[Shape, Task] = {}
+    activations = backend.chosen(activations)
+    found: dict[Shape | WordShape, Task] = {}
     for model in models:
         for bits in SHIPPED_BITS:
-            for task in _of_model(model, bits, backend):
+            for task in _of_model(model, bits, backend, activations):
                 known = found.get(task.shape)
                 if known is not None:  # the larger model's weights lie further away
                     largest = max(known.model_bytes, task.model_bytes)
@@ -201,13 +208,20 @@ def shipped(backend: Backend, models: Sequence[str] = SHIPPED) -> list[Task]:
     return list(found.values())
 
 
-def _of_model(model: str, bits: int, backend: Backend) -> Iterator[Task]:
+def _of_model(model: str, bits: int, backend: Backend, activations: str) -> Iterator[Task]:
     layers, matrices = _matrices(shapes.config(model))
-    digits = len(next(iter(lut.FORMATS.values())).digit_bits)
-    found = [Shape(n, order.steps(k), bits, 1, *TERMS, bias, digits) for n, k, bias in matrices]
+    found = [_shape(n, k, bits, bias, activations) for n, k, bias in matrices]
     total = layers * sum(shape.nbytes for shape in found)
     for shape in found:
         yield Task(shape.function(backend.rows), shape, shape.nbytes * layers, total)
+
+
+def _shape(outputs: int, inputs: int, bits: int, bias: bool, activations: str) -> Shape | WordShape:
+    if activations in lut_bits.FORMATS:
+        steps = words.steps(inputs, lut_bits.FORMATS[activations].order)
+        return WordShape(outputs, steps, bits, 1, *TERMS, bias, activations)
+    digits = len(next(iter(lut.FORMATS.values())).digit_bits)
+    return Shape(outputs, order.steps(inputs), bits, 1, *TERMS, bias, digits)
 
 
 def _matrices(config: Config) -> tuple[int, list[tuple[int, int, bool]]]:
@@ -233,7 +247,7 @@ def data(task: Task, rows: int, cold: int = COLD) -> Data:
     """
     rng = np.random.default_rng(0)
     tensors = task.shape.tensors(rows)
-    first = [tvm.runtime.tensor(_random(rng, task.shape, *t)) for t in tensors]
+    first = [tvm.runtime.tensor(_random(rng, task.bytewise, *t)) for t in tensors]
     planes = first[2].numpy()
     wanted = min(task.model_bytes, cold)
     sets = [first]

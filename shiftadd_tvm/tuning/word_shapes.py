@@ -1,0 +1,90 @@
+"""What a look-up over planes in whole words (`ops/words.py`) depends on: the tasks of GPUs."""
+
+from dataclasses import dataclass
+
+from tvm.tirx import PrimFunc
+
+from shiftadd_tvm.ops import lut_bits, words
+from shiftadd_tvm.tuning.emitted import emitted
+
+OPS = {"fragments": "lut_bits_query", "lanes": "lut_tables_query"}  # by the order of the planes
+
+
+@dataclass(frozen=True)
+class WordShape:
+    """One look-up, as `tasks.Shape` is one over planes in bytes."""
+
+    outputs: int
+    steps: int  # of the packed order, padded
+    bits: int
+    tokens: int
+    row_terms: int
+    plane_terms: int
+    bias: bool
+    activations: str  # a name of `lut_bits.FORMATS`
+
+    @property
+    def form(self) -> lut_bits.Format:
+        """How activations are held."""
+        return lut_bits.FORMATS[self.activations]
+
+    @property
+    def op(self) -> str:
+        """The operator's name."""
+        return OPS[self.form.order]
+
+    @property
+    def held(self) -> str:
+        """The activations in a task's name."""
+        return self.activations
+
+    @property
+    def inputs(self) -> int:
+        """The inputs, padded to whole steps."""
+        return self.steps * words.STEP[self.form.order] * words.BITS
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the planes, without padding rows."""
+        return self.outputs * self.inputs * self.bits // 8
+
+    def tensors(self, rows: int) -> list[tuple[tuple[int, ...], str]]:
+        """Return (shape, dtype) of each argument but the output, for row blocks of `rows`."""
+        form = self.form
+        built: tuple[int, ...] = (self.tokens, self.inputs // words.BITS, form.width)
+        if form.order == "lanes":
+            built = (self.tokens, self.steps, lut_bits.GROUPS, 1 << lut_bits.GROUP)
+        planes = words.shape(self.bits, self.outputs, self.inputs, form.order)
+        found: list[tuple[tuple[int, ...], str]] = [
+            (built, "uint32"),
+            ((self.tokens, 1 + form.digits), "uint32"),
+            (planes, "uint32"),
+            ((planes[0], self.bits, self.plane_terms), "uint8"),
+            ((self.row_terms, planes[0] * rows), "uint8"),
+        ]
+        return found + ([((self.outputs,), "float32")] if self.bias else [])
+
+    def function(self, rows: int) -> PrimFunc:
+        """Return the query of this shape as compiling emits it."""
+        query = lut_bits.query if self.form.order == "fragments" else lut_bits.query_tables
+        compute = lambda *v: query(*v[:5], self.outputs, self.form, *v[5:])
+        return emitted(self.op, compute, self.tensors(rows))
+
+
+def shape_of(function: PrimFunc, op: str) -> WordShape:
+    """Return the shape of a query of that name."""
+    tensors = [tuple(int(size) for size in parameter.shape) for parameter in function.params]
+    built, scale, planes, plane_terms, row_terms, *bias, result = tensors
+    order = next(order for order, name in OPS.items() if name == op)
+    held = (order, scale[1] - 1)
+    forms = [f.name for f in lut_bits.FORMATS.values() if (f.order, f.digits) == held]
+    return WordShape(
+        outputs=result[1],
+        steps=planes[1],
+        bits=planes[2],
+        tokens=built[0],
+        row_terms=row_terms[0],
+        plane_terms=plane_terms[2],
+        bias=bool(bias),
+        activations=forms[0],
+    )

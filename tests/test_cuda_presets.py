@@ -1,0 +1,48 @@
+"""SmolLM2-135M at 3 bits for every GPU, on a machine without one; its weights are made up."""
+
+from pathlib import Path
+
+import pytest
+
+from shiftadd_tvm import backend, shapes, synthetic
+from shiftadd_tvm.artifact import LIBRARY, Artifact
+from shiftadd_tvm.compile_settings import CompileSettings
+from shiftadd_tvm.compiler import compile_model
+from shiftadd_tvm.cuda import codegen, nvrtc
+from shiftadd_tvm.settings import QuantizeSettings
+
+PRESETS = [name for name, preset in backend.presets().items() if preset.device]
+E_MACHINE, CUDA_MACHINE = slice(18, 20), 190  # where an ELF file names its machine; EM_CUDA
+
+
+def device_images(library: bytes) -> list[bytes]:
+    """Return what begins like machine code for a GPU inside of a library."""
+    parts = [library[at:] for at in _places(library, nvrtc.ELF)]
+    return [part for part in parts if int.from_bytes(part[E_MACHINE], "little") == CUDA_MACHINE]
+
+
+def _places(data: bytes, what: bytes) -> list[int]:
+    found, at = [], data.find(what)
+    while at >= 0:
+        found.append(at)
+        at = data.find(what, at + 1)
+    return found
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_smollm2_at_3_bits_compiles(name: str, tmp_path: Path) -> None:
+    """Whole, for one sequence: real machine code of that architecture, and nothing spills."""
+    target, dump = backend.load(name), tmp_path / "dump"
+    config = shapes.config("smollm2-135m")
+    model = synthetic.SyntheticModel(config, QuantizeSettings(bits=3, embedding_bits=8))
+    settings = CompileSettings(sequences=1, dump_ir=dump, verify=False)
+    report = compile_model(model, tmp_path / "app", target, settings, version="test")
+    assert report.kernels["fallback"] == 0 and report.kernels["scheduled"] > 40
+    library = (tmp_path / "app" / LIBRARY).read_bytes()
+    assert codegen.SOURCE_MARK not in library and len(device_images(library)) == 1
+    assert f".target {target.device}" in (dump / "kernels.ptx").read_text()
+    usage = nvrtc.usage((dump / "kernels.log").read_text())
+    assert len(usage) > 40 and not {k for k, used in usage.items() if used.spill_bytes}
+    manifest = Artifact(tmp_path / "app").manifest
+    assert manifest["target"]["device"] == target.device and manifest["verified"] is False
+    assert manifest["activations"] == {"lut_query": target.activations[0]}
