@@ -24,6 +24,7 @@ from shiftadd_tvm.ops import (
     hadamard,
     lut,
     lut_bits,
+    lut_bits_group,
     lut_block,
     lut_float,
     lut_group,
@@ -47,7 +48,7 @@ class Linear:
     bias: bool
     block: tuple[int, int] | None = None  # (rows, columns) that share a scale; None: separable
     order: str = "bytes"  # of the planes: of `ops/planes.py`, or one of `ops/words.py`
-    grouped: bool = False  # blocks of one row that `ops/lut_group.py` can read
+    grouped: bool = False  # blocks of one row that `ops/lut_group.py` or `lut_bits_group.py` can read
 
     @property
     def name(self) -> str:
@@ -181,8 +182,9 @@ BLOCKED = ("planes", "block_terms")
 
 
 def _multiplier(b: Builder, x: Expr, linear: Linear, activations: str, many: bool) -> _Multiplier:
-    if activations in lut_bits.FORMATS and linear.block is None:
-        return _fixed_multiplier(b, x, lut_bits.FORMATS[activations], many)
+    if activations in lut_bits.FORMATS and (linear.block is None or linear.grouped):
+        columns = linear.block[1] if linear.block else 0
+        return _fixed_multiplier(b, x, lut_bits.FORMATS[activations], columns, many)
     form = lut.FORMATS.get(activations)
     rounded = lambda: b.op("lut_round", (form,), lambda v: lut.rounded(v, form), x) if form else x
     if linear.block is not None and not linear.grouped:
@@ -203,10 +205,20 @@ def _multiplier(b: Builder, x: Expr, linear: Linear, activations: str, many: boo
     return _Multiplier("lut_query", lut.query, (form,), parts, SEPARABLE)
 
 
-def _fixed_multiplier(b: Builder, x: Expr, form: lut_bits.Format, many: bool) -> _Multiplier:
+def _fixed_multiplier(
+    b: Builder, x: Expr, form: lut_bits.Format, columns: int, many: bool
+) -> _Multiplier:
     if many:
         rounded = b.op("lut_round", (form,), lambda v: lut.rounded(v, form.fixed), x)
+        if columns:
+            return _Multiplier("gemm_group", lut_group.product, (columns,), [rounded], GROUPED)
         return _Multiplier("gemm_planes", gemm.planes_product, (), [rounded], SEPARABLE)
+    if columns:
+        grouped = lambda v: lut_bits_group.build(v, form, columns)
+        built = b.op("lut_bits_group_build", (form, columns), grouped, x)
+        parts = [b.blocks.emit(relax.TupleGetItem(built, index)) for index in range(2)]
+        query = lut_bits_group.query
+        return _Multiplier("lut_bits_group", query, (columns, form), parts, GROUPED)
     bits = form.order == "fragments"
     kind, build = ("bits", lut_bits.build) if bits else ("tables", lut_bits.build_tables)
     built = b.op(f"lut_{kind}_build", (form,), lambda v: build(v, form), x)

@@ -15,7 +15,7 @@ from shiftadd_tvm.bcq import BCQWeight, SeparableScales
 from shiftadd_tvm.coded_tensors import CodedTensors
 from shiftadd_tvm.decoder_model import Decoder, Rope
 from shiftadd_tvm.layers import Group, Linear
-from shiftadd_tvm.ops import dense, elementwise, lut, lut_bits, lut_group, words
+from shiftadd_tvm.ops import dense, elementwise, lut, lut_bits, lut_bits_group, lut_group, words
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.packed import PackedModel
 
@@ -73,10 +73,12 @@ def _linear_type(model: CodedTensors, members: tuple[str, ...], activations: str
     block = None if isinstance(scales, SeparableScales) else (scales.rows, scales.columns)
     bias = any(f"{name}.bias" in model.names() for name in members)
     whole = activations in lut.FORMATS
+    form = lut_bits.FORMATS.get(activations)
     grouped = whole and block is not None and lut_group.fits(inputs, *block)
+    if form is not None and block is not None:
+        grouped = lut_bits_group.fits(form, *block)
     outputs = tuple(weight.shape[0] for weight in weights)
-    fixed = block is None and activations in lut_bits.FORMATS
-    order = lut_bits.FORMATS[activations].order if fixed else "bytes"
+    order = form.order if form is not None and (block is None or grouped) else "bytes"
     return Linear(members, outputs, bias, block, order, grouped)
 
 

@@ -6,6 +6,7 @@ prints the names of the cases of a group as JSON, each with what differs from it
 nothing does). Look-ups must be equal; the rest may round differently, by `CLOSE` of the largest number.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ from shiftadd_tvm.ops import (
     heads,
     lut,
     lut_bits,
+    lut_bits_group,
+    lut_group,
     sample,
     shift,
     words,
@@ -124,6 +127,35 @@ def lookups(number: int) -> Iterator[Case]:
         yield from lookup(rng, forms[index % len(forms)])
 
 
+def group(rng: np.random.Generator, form: lut_bits.Format, columns: int) -> Iterator[Case]:
+    """Yield a drawn query whose scales one row and a group of inputs have alone, and what builds it."""
+    tokens, outputs = int(rng.choice([1, 1, 2, 4])), int(rng.integers(1, 100))
+    inputs, count = int(rng.integers(1, 5000)), int(rng.integers(1, 5))
+    x = (rng.standard_normal((tokens, inputs)) * 10.0 ** rng.integers(-9, 9)).astype(np.float32)
+    if rng.random() < 0.2:
+        x[0, 0] = rng.choice([np.inf, np.nan, 1e-42])
+    planes = bcq.pack_planes(rng.random((count, outputs, inputs)) < 0.5)
+    codes = terms(rng, count, outputs, -(-inputs // columns), int(rng.integers(1, 4)))
+    bias = [rng.standard_normal(outputs).astype(np.float32)] if rng.random() < 0.3 else []
+    built = [*lut_bits_group.reference_build(x, form, columns)]
+    packed = [words.pack(planes, form.order), lut_group.pack_terms(codes, words.ROWS)]
+    query = lambda *v: lut_bits_group.query(*v[:4], outputs, columns, form, *v[4:])
+    expected = lut_bits_group.reference_query(x, planes, codes, columns, form, *bias)
+    yield te_case("lut_bits_group", query, [*built, *packed, *bias], expected)
+    if rng.random() < 0.3:
+        build = lambda v: lut_bits_group.build(v, form, columns)
+        yield te_case("lut_bits_group_build", build, [x], built)
+
+
+def groups(number: int) -> Iterator[Case]:
+    """Yield that many drawn queries with groups."""
+    rng = np.random.default_rng(11)
+    forms = [form for form in lut_bits.FORMATS.values() if form.order == "fragments"]
+    for index in range(number):
+        columns = lut_bits_group.COLUMNS[index // len(forms) % len(lut_bits_group.COLUMNS)]
+        yield from group(rng, forms[index % len(forms)], columns)
+
+
 def hostile(number: int) -> Iterator[Case]:
     """Yield queries whose sums are the largest that there are."""
     for form in lut_bits.FORMATS.values():
@@ -157,6 +189,19 @@ def large(number: int) -> Iterator[Case]:
             expected = lut_bits.reference_query(x, planes, levels[0], one, form)
             name = f"lut_{'bits' if bits else 'tables'}_query"
             yield te_case(name, query, [*built, *packed], expected)
+
+
+def large_group(number: int) -> Iterator[Case]:
+    """Yield a query with groups, of such a size."""
+    form, columns = lut_bits.FORMATS["fixed16"], 128
+    x = np.ones((1, 4096), np.float32)
+    planes = bcq.pack_planes(np.ones((3, 32, 4096), bool))
+    codes = np.full((3, 32, 32, 2), 64, np.uint8)
+    built = lut_bits_group.reference_build(x, form, columns)
+    packed = [words.pack(planes, form.order), lut_group.pack_terms(codes, words.ROWS)]
+    query = lambda *v: lut_bits_group.query(*v, 32, columns, form)
+    expected = lut_bits_group.reference_query(x, planes, codes, columns, form)
+    yield te_case("lut_bits_group", query, [*built, *packed], expected)
 
 
 def elementwise_cases(number: int) -> Iterator[Case]:
@@ -259,7 +304,8 @@ def sampling_cases(number: int) -> Iterator[Case]:
 GROUPS = {
     "lookups": lookups,
     "hostile": hostile,
-    "large": large,
+    "groups": groups,
+    "large": lambda number: itertools.chain(large(number), large_group(number)),
     "elementwise": elementwise_cases,
     "attention": attention_cases,
     "sampling": sampling_cases,

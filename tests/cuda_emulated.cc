@@ -55,18 +55,18 @@ static void enter(int index) {
   setcontext(&fiber.first);
 }
 
-// m16n8k256: d (16 x 8) += popcount(a AND b); the maps of the PTX ISA's fragments
-static void multiply(Request* lanes[LANES]) {
+// m16n8k256, or m16n8k128 of 4 words: d (16 x 8) += popcount(a AND b); the maps of the PTX ISA's fragments
+static void multiply(Request* lanes[LANES], int words) {
   u32 a[16][8], b[8][8];
   for (int l = 0; l < LANES; l++) {
-    for (int r = 0; r < 4; r++) a[FRAGMENT_ROW(l, r)][l % 4 + 4 * (r >> 1)] = lanes[l]->left[r];
+    for (int r = 0; r < words / 2; r++) a[FRAGMENT_ROW(l, r)][l % 4 + 4 * (r >> 1)] = lanes[l]->left[r];
     b[l % 4][l / 4] = lanes[l]->index;
-    b[l % 4 + 4][l / 4] = lanes[l]->high;
+    if (words == 8) b[l % 4 + 4][l / 4] = lanes[l]->high;
   }
   for (int l = 0; l < LANES; l++)
     for (int r = 0; r < 4; r++) {
       u32 total = 0;
-      for (int k = 0; k < 8; k++)
+      for (int k = 0; k < words; k++)
         total += __builtin_popcount(a[l / 4 + 8 * (r >> 1)][k] & b[k][l % 4 * 2 + (r & 1)]);
       lanes[l]->result[r] += total;
     }
@@ -85,7 +85,8 @@ static void resolve(int first) {
     if (lanes[l]->all && present < LANES) fail("an operation of a whole warp without all its lanes");
     votes |= lanes[l]->value << l;
   }
-  if (kind == MMA_B1) multiply(lanes);
+  if (kind == MMA_B1) multiply(lanes, 8);
+  if (kind == MMA_B1_HALF) multiply(lanes, 4);
   for (int l = 0; l < LANES; l++) {
     if (!lanes[l]) continue;
     int from = l, index = (int)(lanes[l]->index % LANES);
@@ -94,7 +95,7 @@ static void resolve(int first) {
     if (kind == SHUFFLE_DOWN) from = l + index < LANES ? l + index : l;
     if (kind == BALLOT) *lanes[l]->result = votes;
     // what a lane that takes no part holds is undefined
-    else if (kind != MMA_B1) *lanes[l]->result = lanes[from] ? lanes[from]->value : 0xdeadbeef;
+    else if (kind != MMA_B1 && kind != MMA_B1_HALF) *lanes[l]->result = lanes[from] ? lanes[from]->value : 0xdeadbeef;
   }
   for (int l = 0; l < LANES; l++)
     if (lanes[l]) fibers[first + l].state = READY;

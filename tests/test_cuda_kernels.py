@@ -18,6 +18,7 @@ from cuda_emulation import Emulator
 from shiftadd_tvm.cuda import nvrtc, toolkit
 
 SHAPES = 200
+GROUPED = 32
 HERE = Path(__file__).parent
 
 
@@ -51,6 +52,13 @@ def test_look_ups_equal_the_references_on_drawn_shapes(emulator: Emulator) -> No
     found = run(emulator, "lookups", str(SHAPES))
     queries = [name for name, _ in found if name.endswith("_query")]
     assert len(queries) == SHAPES and {"lut_bits_query", "lut_tables_query"} == set(queries)
+    assert not [case for case in found if case[1]]
+
+
+def test_groups_equal_the_references_on_drawn_shapes(emulator: Emulator) -> None:
+    found = run(emulator, "groups", str(GROUPED))
+    names = [name for name, _ in found]
+    assert names.count("lut_bits_group") == GROUPED and "lut_bits_group_build" in names
     assert not [case for case in found if case[1]]
 
 
@@ -96,7 +104,7 @@ def test_the_emulation_runs_the_text_that_is_compiled(source: str) -> None:
 
 def test_decode_kernels_multiply_no_data(compiled: nvrtc.Compiled) -> None:
     kernels = cuda_ptx.kernels(compiled.ptx)
-    assert len(kernels) == 4
+    assert len(kernels) == 5
     for name, kernel in kernels.items():
         assert not cuda_ptx.float_products(kernel), name
         assert not cuda_ptx.products_of_data(kernel), name
@@ -115,7 +123,7 @@ def test_a_product_of_data_would_be_found() -> None:
 
 def test_nothing_spills(compiled: nvrtc.Compiled) -> None:
     found = nvrtc.usage(compiled.log)
-    assert len(found) == 4
+    assert len(found) == 5
     assert all(usage.spill_bytes == 0 and usage.registers <= 128 for usage in found.values())
 
 
@@ -133,6 +141,10 @@ def test_loads_are_wide_and_come_first(compiled: nvrtc.Compiled, tmp_path: Path)
         assert sum(".128" in found[name][i] for i in planes[name]) >= 5, name
         body = cuda_ptx.kernels(compiled.ptx)[name]
         assert body.count("ld.global.nc.L1::no_allocate.v4.u32") == 6, name
+    grouped = "case4_kernel"  # its loads are those of a turn ahead, too
+    assert min(planes[grouped]) < min(products[grouped]) and len(products[grouped]) == 24
+    body = cuda_ptx.kernels(compiled.ptx)[grouped]
+    assert body.count("ld.global.nc.L1::no_allocate.v4.u32") == len(planes[grouped]) == 12
 
 
 def test_the_emulator_ends_a_program_that_no_gpu_could_run(emulator: Emulator) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import Tiny
 from cuda_emulation import Emulator
+from models import save_tiny
 
 from shiftadd_tvm import backend, diagnosis
 from shiftadd_tvm.artifact import LIBRARY, Artifact
@@ -18,17 +19,19 @@ from shiftadd_tvm.compiler import CompileReport, compile_model
 from shiftadd_tvm.cuda import codegen, driver, nvrtc, toolkit
 from shiftadd_tvm.errors import OutputError, ShiftAddError, UnsupportedError, UsageError
 from shiftadd_tvm.packed import open_packed
+from shiftadd_tvm.quantization import quantize
+from shiftadd_tvm.settings import QuantizeSettings
 
 
 class Built:
-    """The tiny model for sm_90, its kernels in emulation, and what compiling it left behind."""
+    """A model for sm_90, its kernels in emulation, and what compiling it left behind."""
 
-    def __init__(self, tiny: Tiny, folder: Path) -> None:
+    def __init__(self, packed: Path, folder: Path) -> None:
         self.artifact, self.dump = folder / "app", folder / "dump"
         settings = CompileSettings(sequences=1, dump_ir=self.dump)
         target = backend.load("cuda-sm90")
         self.report: CompileReport = compile_model(
-            open_packed(tiny.packed), self.artifact, target, settings, version="test"
+            open_packed(packed), self.artifact, target, settings, version="test"
         )
         self.source = (self.dump / "kernels.cu").read_text()
         self.emulator = Emulator(folder / "gpu")
@@ -45,7 +48,7 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return Built(tiny, tmp_path_factory.mktemp("cuda"))
+    return Built(tiny.packed, tmp_path_factory.mktemp("cuda"))
 
 
 @pytest.fixture
@@ -73,6 +76,20 @@ def test_it_reproduces_the_packed_model_on_the_emulated_gpu(built: Built) -> Non
     found = json.loads(child.stdout)
     assert found["tokens_equal"] and found["max_logit_error"] > 0
     assert Artifact(built.artifact).manifest["verified"] is True
+
+
+def test_scales_of_row_groups_on_the_emulated_gpu(tmp_path: Path) -> None:
+    """The same, of a model whose scales one row and 128 inputs have alone; three groups in one linear."""
+    save_tiny(tmp_path / "source", intermediate_size=288, num_hidden_layers=1)
+    settings = QuantizeSettings(bits=2, scale_format="row-group", columns=128, max_rotation=0)
+    quantize(tmp_path / "source", tmp_path / "packed", settings)
+    built = Built(tmp_path / "packed", tmp_path / "cuda")
+    assert built.report.kernels["fallback"] == 0 and "lut_bits_group_kernel" in built.source
+    assert "lut_block" not in built.source
+    assert Artifact(built.artifact).manifest["activations"] == {"lut_query": "fixed16"}
+    child = built.run("-m", "shiftadd_tvm", "verify", "--json", str(built.artifact))
+    assert child.returncode == 0, child.stderr
+    assert json.loads(child.stdout)["tokens_equal"]
 
 
 def test_sequences_on_the_emulated_gpu(built: Built) -> None:

@@ -46,6 +46,15 @@ MMA_B1 = Instruction(
     ': "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) '
     ': "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(low), "r"(high));',
 )
+# d (16 x 8) += popcount of a (16 x 128 bits) and b (128 x 8 bits)
+MMA_B1_HALF = Instruction(
+    "shiftadd_mma_b1_half",
+    "void* to, const void* left, unsigned right",
+    "unsigned* d = (unsigned*)to; const unsigned* a = (const unsigned*)left; "
+    'asm volatile("mma.sync.aligned.m16n8k128.row.col.s32.b1.b1.s32.and.popc '
+    '{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};" '
+    ': "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(right));',
+)
 # adds the value that the lane `index % 32` of the warp holds
 ADD_SHUFFLED = Instruction(
     "shiftadd_add_shuffled",

@@ -97,10 +97,15 @@ def _scale(fixed, exponent, form: Format):
 
 def build(values, form: Format):
     """Return bits (M, W, 8 D) and scale (M, 1 + D), uint32, of values (M, K) float32."""
-    rows, inputs = values.shape[0], int(values.shape[1])
-    _check(inputs)
-    length = words.words(inputs, form.order)
+    _check(int(values.shape[1]))
     fixed, exponent = lut.fixed(values, form.fixed)
+    return [bits_of(fixed, form), _scale(fixed, exponent, form)]
+
+
+def bits_of(fixed, form: Format):
+    """Return bits (M, W, 8 D) uint32 of the whole numbers of `lut.fixed`."""
+    rows, inputs = fixed.shape[0], int(fixed.shape[1])
+    length = words.words(inputs, form.order)
     i = te.reduce_axis((0, words.BITS), "i")
     zero = const(0, "int32")
 
@@ -111,8 +116,7 @@ def build(values, form: Format):
         one = (value >> j.astype("int32")).astype("uint32") & _u32(1)
         return te.sum(one << i.astype("uint32"), axis=i)
 
-    bits = te.compute((rows, length, DIGIT * form.digits), bit, name="bits")
-    return [bits, _scale(fixed, exponent, form)]
+    return te.compute((rows, length, DIGIT * form.digits), bit, name="bits")
 
 
 def build_tables(values, form: Format):
