@@ -217,8 +217,8 @@ def _fixed_multiplier(
         grouped = lambda v: lut_bits_group.build(v, form, columns)
         built = b.op("lut_bits_group_build", (form, columns), grouped, x)
         parts = [b.blocks.emit(relax.TupleGetItem(built, index)) for index in range(2)]
-        query = lut_bits_group.query
-        return _Multiplier("lut_bits_group", query, (columns, form), parts, GROUPED)
+        options = (columns, form)
+        return _Multiplier("lut_bits_group", lut_bits_group.query, options, parts, GROUPED)
     bits = form.order == "fragments"
     kind, build = ("bits", lut_bits.build) if bits else ("tables", lut_bits.build_tables)
     built = b.op(f"lut_{kind}_build", (form,), lambda v: build(v, form), x)

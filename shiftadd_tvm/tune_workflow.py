@@ -57,9 +57,13 @@ def plan_tune(
     if source is not None and budget.get("synthetic"):
         raise UsageError("Both SRC and --synthetic say what to tune; give one of them.")
     request = TuneRequest(
-        *(backend.name, None if source is None else str(source)),
-        **{"threads": workers, "output": place, "stage": stage},
-        **{"activations": backend.chosen(activations), **budget},
+        backend.name,
+        None if source is None else str(source),
+        threads=workers,
+        output=place,
+        stage=stage,
+        activations=backend.chosen(activations),
+        **budget,
     )
     tuner.check(backend, request)
     return TunePlan(request, first)

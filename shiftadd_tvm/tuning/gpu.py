@@ -25,6 +25,7 @@ from shiftadd_tvm.files import staged, user_cache
 from shiftadd_tvm.tuner import CANDIDATES, TuneRequest
 from shiftadd_tvm.tuning import candidates, space
 from shiftadd_tvm.tuning import log as logs
+from shiftadd_tvm.tuning.measure import COLD
 from shiftadd_tvm.tuning.session import find_tasks
 from shiftadd_tvm.tuning.word_shapes import WordShape
 
@@ -155,7 +156,7 @@ def _times(fields: Fields, results: list[Fields]) -> Fields:
         "after_us": round(min(right) * 1e6, 3),
         "trials": len(results),
         "failed": len(results) - len(right),
-        "weights": "cold" if fields["cold"] == candidates.COLD else "cached",
+        "weights": "cold" if fields["cold"] == COLD else "cached",
     }
 
 

@@ -67,7 +67,7 @@ class WordShape:
     def function(self, rows: int) -> PrimFunc:
         """Return the query of this shape as compiling emits it."""
         query = lut_bits.query if self.form.order == "fragments" else lut_bits.query_tables
-        compute = lambda *v: query(*v[:5], self.outputs, self.form, *v[5:])
+        compute = lambda t, e, p, c, r, *b: query(t, e, p, c, r, self.outputs, self.form, *b)
         return emitted(self.op, compute, self.tensors(rows))
 
 
