@@ -153,6 +153,8 @@ def kernel(
         i = T.launch_thread("blockIdx.x", n)
         h = T.launch_thread("blockIdx.y", kv_heads)
         tx = T.launch_thread("threadIdx.x", THREADS)
+        # without this bound the assembler aims at more blocks and spills
+        T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", 2)
         query = T.alloc_buffer((size,), "float32", scope="shared")
         scores = T.alloc_buffer((group, RUN), "float32", scope="shared")
         peak = T.alloc_buffer((_peaks(group),), "float32", scope="shared")

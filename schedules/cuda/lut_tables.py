@@ -18,7 +18,7 @@ from shiftadd_tvm.schedules.cuda._instructions import ADD_SHARED, ADD_SHUFFLED, 
 
 OPS = ("lut_tables_query",)
 DIGITS = 2
-THREADS = 1024  # of a multiprocessor at least: more would leave a thread too few registers
+THREADS = 1024  # of a multiprocessor at least: with more, one has too few registers
 KNOBS = {
     "warps": Knob((4, 8, 16), 8),  # of a block: they split the inputs
     "shared": Knob((1, 2, 4, 8), 4),  # row blocks that share the loads of a table
