@@ -30,7 +30,7 @@ RUNTIME := shiftadd_tvm/runtime
 LIBRARY := $(RUNTIME)/lib/libshiftadd.so
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench accuracy tune test models prove lint wheel model clean
+.PHONY: help install demo bench accuracy tune test models big-model prove lint wheel model clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -63,6 +63,10 @@ test: .venv/.installed-dev $(LIBRARY) ## run the tests
 models: .venv/.installed-dev $(LIBRARY) ## prove every model family against transformers, into docs/models.md
 	$(BIN)/pytest tests/test_families.py tests/test_encoders.py --junitxml=build/families.xml $(ARGS)
 	$(BIN)/python examples/models_table.py build/families.xml
+
+big-model: .venv/.installed-dev $(LIBRARY) ## quantize and compile a LLaMA-2-7B of random weights, within 6 GB
+	$(BIN)/python examples/big_model.py -o build/big-model $(ARGS)
+	rm -rf build/big-model
 
 # needs what .ci/run installs: bochs and bochs-term, or qemu-user
 prove: .venv/.installed-dev ## run all tests of operators on TARGET in emulation: some minutes
