@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 
 from shiftadd_tvm import families, heap
-from shiftadd_tvm.effort import SLAB_TOKENS
+from shiftadd_tvm.effort import GRADIENT_ROWS, SLAB_TOKENS
 from shiftadd_tvm.hidden_states import InMemory, Place
 from shiftadd_tvm.reference import Arguments, ReferenceModel, WeightSource
 
 Array = np.ndarray
 
-_ROWS = 4  # windows whose gradients exist together
 _HEAD_ROWS = 256  # whose logits exist together
 
 
@@ -162,8 +161,8 @@ def _block_gradient(
         hooks.append(reference.model.get_submodule(path).register_forward_hook(hook))
     result, heads = torch.empty_like(entrance), reference.heads
     with reference.loaded(block):
-        for start in range(0, len(entrance), _ROWS):
-            part = slice(start, min(start + _ROWS, len(entrance)))
+        for start in range(0, len(entrance), GRADIENT_ROWS):
+            part = slice(start, min(start + GRADIENT_ROWS, len(entrance)))
             x = entrance[part].detach().requires_grad_()
             own = arguments[block].of_rows(len(entrance), part, heads)
             reference.run(block, x, {block: own}).backward(gradient[part])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 SLAB_TOKENS = 1 << 14  # of calibration that pass through a block together
+GRADIENT_ROWS = 4  # windows that are walked back through a block together
 WHOLE_BLOCKS = 3  # of so many blocks tuning keeps the activations of one, and computes the others' again
 
 

@@ -4,7 +4,7 @@ import math
 
 from shiftadd_tvm import cpu
 from shiftadd_tvm.decoder_model import Decoder
-from shiftadd_tvm.effort import SLAB_TOKENS, WHOLE_BLOCKS
+from shiftadd_tvm.effort import GRADIENT_ROWS, SLAB_TOKENS, WHOLE_BLOCKS
 from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.settings import QuantizeSettings
 
@@ -37,9 +37,11 @@ def peak(decoder: Decoder, settings: QuantizeSettings, *, spill: bool = False) -
     states, slab = tokens * token, min(tokens, SLAB_TOKENS) * token
     walk = (0 if spill else states) + SLABS * slab + sum(group[0][1] ** 2 for group in groups) * 4
     if settings.allocates:
-        entrance = min(tokens, settings.amounts.gradient_windows * WINDOW) * token
+        windows = settings.amounts.gradient_windows
+        entrance = min(tokens, windows * WINDOW) * token
         kept = SLABS + (0 if spill else decoder.layers)
-        walk = max(walk, kept * entrance + head * PER_HEAD_WEIGHT)
+        back = _activations(decoder, min(windows, GRADIENT_ROWS))
+        walk = max(walk, kept * entrance + back + head * PER_HEAD_WEIGHT)
     coding = GROUPS * (layer * PER_WEIGHT + inputs**2 * PER_MOMENT)
     tuning = _tuning(decoder, states) if settings.amounts.steps else 0
     return BASE + max(plain, walk, coding, tuning)
@@ -68,7 +70,12 @@ def check(
 def _tuning(decoder: Decoder, states: int) -> int:
     weights = decoder.layers * sum(math.prod(s) for s in decoder.linear_shapes().values())
     head = decoder.vocabulary * decoder.width
-    widths = sum(rows + columns for rows, columns in decoder.linear_shapes().values())
     blocks = -(-decoder.layers // WHOLE_BLOCKS) + 1  # that are kept whole, and the one on the way
-    activations = blocks * WINDOW * widths * PER_ACTIVATION
+    activations = blocks * _activations(decoder, 1)
     return weights * PER_TUNED_WEIGHT + head * PER_HEAD_WEIGHT + activations + states
+
+
+def _activations(decoder: Decoder, windows: int) -> int:
+    """Return the bytes that a block keeps of so many windows for the way back."""
+    widths = sum(rows + columns for rows, columns in decoder.linear_shapes().values())
+    return windows * WINDOW * widths * PER_ACTIVATION
