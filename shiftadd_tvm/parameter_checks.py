@@ -11,6 +11,8 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
+from shiftadd_tvm.relax_functions import bindings_of, rewritten, with_bindings
+
 CHECKS = ("vm.builtin.check_tuple_info", "vm.builtin.check_tensor_info", "vm.builtin.match_shape")
 
 
@@ -20,33 +22,20 @@ class DropParameterChecks:
 
     def transform_module(self, module: IRModule, context: object) -> IRModule:
         """Return the module without the checks."""
-        functions = {
-            variable: _without_checks(function) if _takes_tuple(function) else function
-            for variable, function in module.functions_items()
-        }
-        return IRModule(functions, attrs=module.attrs)
+        return rewritten(module, lambda f: _without_checks(f) if _takes_tuple(f) else f)
 
 
-def _takes_tuple(function: Any) -> bool:
-    return (
-        isinstance(function, relax.Function)
-        and len(function.params) > 0
-        and isinstance(function.params[-1].ty, relax.TupleType)
-    )
+def _takes_tuple(function: relax.Function) -> bool:
+    return len(function.params) > 0 and isinstance(function.params[-1].ty, relax.TupleType)
 
 
 def _without_checks(function: relax.Function) -> relax.Function:
-    bundle, body = function.params[-1], function.body
-    bindings = [binding for block in body.blocks for binding in block.bindings]
+    bundle, bindings = function.params[-1], bindings_of(function)
     members = {b.var for b in bindings if _is_member(b.value, bundle)}
     checks = [b for b in bindings if _is_check(b.value, {bundle, *members})]
     checked = {b.value.args[0] for b in checks}  # taken out of the tuple for the check alone
     dropped = {b.var for b in checks} | (checked - {bundle})
-    kept = [b for b in bindings if b.var not in dropped]
-    rebuilt = relax.SeqExpr([relax.BindingBlock(kept)], body.body)
-    return relax.Function(
-        function.params, rebuilt, function.ret_ty, function.is_pure, function.attrs
-    )
+    return with_bindings(function, [b for b in bindings if b.var not in dropped])
 
 
 def _is_member(value: Any, bundle: Any) -> bool:

@@ -1,9 +1,8 @@
-"""A Relax pass: make each view of planned memory once, and no tuple that nothing reads.
+"""A Relax pass: make each view of planned memory once.
 
 Planned memory is a few storages, and every operator's result is a tensor made on one of them. A decoder
 repeats its block, so that most of these tensors equal an earlier one: the same storage, offset, shape and
 dtype. One tensor serves them all, since a tensor on a planned storage is a view and holds nothing itself.
-Operators with two results also leave a tuple of them, whose members are read directly.
 """
 
 from typing import Any
@@ -12,6 +11,8 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 from tvm_ffi import structural_equal
+
+from shiftadd_tvm.relax_functions import bindings_of, rewritten, with_bindings
 
 ALLOC = "relax.memory.alloc_tensor"
 
@@ -22,20 +23,12 @@ class ShareTensors:
 
     def transform_module(self, module: IRModule, context: object) -> IRModule:
         """Return the module with each view made once."""
-        functions = {
-            variable: _shared(function) if isinstance(function, relax.Function) else function
-            for variable, function in module.functions_items()
-        }
-        return IRModule(functions, attrs=module.attrs)
+        return rewritten(module, _shared)
 
 
 def _shared(function: relax.Function) -> relax.Function:
     views: dict[Any, list[relax.VarBinding]] = {}  # by storage: few differ
-    bindings = [_once(b, views) for block in function.body.blocks for b in block.bindings]
-    body = relax.SeqExpr([relax.BindingBlock(bindings)], function.body.body)
-    return relax.Function(
-        function.params, body, function.ret_ty, function.is_pure, function.attrs
-    )
+    return with_bindings(function, [_once(binding, views) for binding in bindings_of(function)])
 
 
 def _once(binding: Any, views: dict[Any, list[relax.VarBinding]]) -> Any:

@@ -141,7 +141,7 @@ def test_times_of_other_candidates_are_refused(measured: Path, tmp_path: Path) -
     folder.mkdir()
     shutil.copy(measured / CANDIDATES, folder)
     with pytest.raises(UsageError, match=r"holds no times.json; run python3 candidates.pyz"):
-        gpu._measured(folder)
+        gpu._measured(folder, *gpu._made(folder))
     times = json.loads((measured / measuring.TIMES).read_text())
     for change, error, sentence in (
         ({"candidates": "0"}, BadFileError, "times of other candidates"),
@@ -149,12 +149,12 @@ def test_times_of_other_candidates_are_refused(measured: Path, tmp_path: Path) -
     ):
         (folder / measuring.TIMES).write_text(json.dumps(times | change))
         with pytest.raises(error, match=sentence):
-            gpu._measured(folder)
+            gpu._measured(folder, *gpu._made(folder))
     spoilt = times["tasks"][task(BITS).name]
     spoilt[0]["failed"] = "computes other numbers than the reference"
     (folder / measuring.TIMES).write_text(json.dumps(times))
     with pytest.raises(GateError, match="untuned kernel of lut_bits_query_70x512.* other numbers"):
-        gpu._measured(folder)
+        gpu._measured(folder, *gpu._made(folder))
     (folder / CANDIDATES).write_bytes(b"no archive")
     with pytest.raises(BadFileError, match="is damaged; build it anew"):
         gpu._made(folder)

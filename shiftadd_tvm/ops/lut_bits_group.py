@@ -14,9 +14,9 @@ import numpy as np
 from tvm import te, tirx
 from tvm.tirx import Select, const
 
-from shiftadd_tvm.ops import dense, lut, lut_bits, words
+from shiftadd_tvm.ops import dense, lut, lut_bits, lut_group, words
 from shiftadd_tvm.ops.lut_bits import Format
-from shiftadd_tvm.ops.shift import Array, apply_terms, reference_terms, shift_whole
+from shiftadd_tvm.ops.shift import Array, apply_terms, shift_whole
 
 COLUMNS = (128, 256)  # inputs of a group
 
@@ -114,10 +114,7 @@ def reference_query(
     flags = np.unpackbits(planes, axis=-1, count=values.shape[1], bitorder="little")
     signs = _groups(flags.astype(np.int64) * 2 - 1, columns)
     sums = np.einsum("mcj,pncj->mpnc", _groups(fixed, columns), signs)
-    weighted = reference_terms(sums.astype(np.float32), block_terms)
-    in_order = weighted.transpose(0, 2, 3, 1).reshape(*weighted.shape[:1], weighted.shape[2], -1)
-    total = np.add.accumulate(in_order, axis=-1, dtype=np.float32)[..., -1]
-    y = lut.reference_unfixed(total, exponents)
+    y = lut.reference_unfixed(lut_group.reference_weighed(sums, block_terms), exponents)
     return y if bias is None else y + bias
 
 

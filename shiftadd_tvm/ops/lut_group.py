@@ -89,6 +89,14 @@ def pack_terms(terms: Array, rows: int) -> Array:
     return np.ascontiguousarray(by_row.transpose(1, 0, 3, 4, 2))
 
 
+def reference_weighed(sums: Array, block_terms: Array) -> Array:
+    """Return float32 (M, N): whole numbers sums (M, P, N, C) times their block_terms (P, N, C, terms),
+    added in order of groups and planes."""
+    weighted = reference_terms(sums.astype(np.float32), block_terms)
+    in_order = weighted.transpose(0, 2, 3, 1).reshape(*weighted.shape[:1], weighted.shape[2], -1)
+    return np.add.accumulate(in_order, axis=-1, dtype=np.float32)[..., -1]
+
+
 def reference_query(
     tables: Array,
     scale: Array,
@@ -103,9 +111,7 @@ def reference_query(
     found = lut.reference_entries(tables, planes, form)  # (M, P, N, G)
     begins = np.arange(0, found.shape[-1], columns // GROUP)
     sums = 2 * np.add.reduceat(found, begins, axis=-1) - scale[:, None, None, 1:].astype(np.int64)
-    weighted = reference_terms(sums.astype(np.float32), block_terms)
-    in_order = weighted.transpose(0, 2, 3, 1).reshape(*weighted.shape[:1], weighted.shape[2], -1)
-    total = np.add.accumulate(in_order, axis=-1, dtype=np.float32)[..., -1]
+    total = reference_weighed(sums, block_terms)
     y = lut.reference_unfixed(total, scale[:, 0].astype(np.int64))
     return y if bias is None else y + bias
 

@@ -89,13 +89,14 @@ def _fields(preset: str, output: Path, measured: str, tasks: list[Fields]) -> Fi
 
 def _measure(folder: Path) -> Fields:
     """Run the candidates' program; its results are in the folder. Raises `UnsupportedError`."""
-    made, _ = _made(folder)
+    made, digest = _made(folder)
     command = [sys.executable, str(folder / CANDIDATES)]
     child = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if child.returncode:
         said = child.stderr.strip().splitlines() or [f"status {child.returncode}"]
         raise UnsupportedError(f"Candidates cannot be measured here: {said[-1]}")
-    return _fields(made["preset"], folder / measuring.TIMES, "two-stage", _measured(folder)[1])
+    _, found = _measured(folder, made, digest)
+    return _fields(made["preset"], folder / measuring.TIMES, "two-stage", found)
 
 
 def _made(folder: Path) -> tuple[Fields, str]:
@@ -118,12 +119,11 @@ def _made(folder: Path) -> tuple[Fields, str]:
     return made, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _measured(folder: Path) -> tuple[Fields, list[Fields]]:
-    """Return all that was measured, and the report on each task.
+def _measured(folder: Path, made: Fields, digest: str) -> tuple[Fields, list[Fields]]:
+    """Return all that was measured of the candidates `_made`, and the report on each task.
 
     Raises `BadFileError` for times of other candidates, `GateError` where an untuned kernel is wrong.
     """
-    made, digest = _made(folder)
     path = folder / measuring.TIMES
     if not path.is_file():
         raise UsageError(
@@ -162,8 +162,8 @@ def _times(fields: Fields, results: list[Fields]) -> Fields:
 
 def _commit(folder: Path, request: TuneRequest, measured: str) -> Fields:
     """Write the best candidates of each task into a log."""
-    made, _ = _made(folder)
-    times, found = _measured(folder)
+    made, digest = _made(folder)
+    times, found = _measured(folder, made, digest)
     preset = made["preset"]
     output = Path(request.output) if request.output else user_cache() / logs.NAME / preset
     records = {}

@@ -26,7 +26,7 @@ from shiftadd_tvm.pipeline import schedules
 from shiftadd_tvm.powers import EXPONENT_BIAS
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.tuning import word_shapes
-from shiftadd_tvm.tuning.emitted import emitted
+from shiftadd_tvm.tuning.emitted import emitted, sizes_of
 from shiftadd_tvm.tuning.measure import COLD, Data
 from shiftadd_tvm.tuning.word_shapes import WordShape
 
@@ -174,18 +174,8 @@ def shape_of(function: PrimFunc) -> Shape | WordShape:
     op = str(function.attrs[OP])
     if op in word_shapes.OPS.values():
         return word_shapes.shape_of(function, op)
-    tensors = [tuple(int(size) for size in parameter.shape) for parameter in function.params]
-    tables, _, planes, plane_terms, row_terms, *bias, result = tensors
-    return Shape(
-        outputs=result[1],
-        steps=planes[2],
-        bits=planes[1],
-        tokens=result[0],
-        row_terms=row_terms[0],
-        plane_terms=plane_terms[2],
-        bias=bool(bias),
-        digits=tables[3],
-    )
+    (tables, _, planes, *_), common = sizes_of(function)
+    return Shape(steps=planes[2], bits=planes[1], digits=tables[3], **common)
 
 
 def shipped(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from tvm.tirx import PrimFunc
 
 from shiftadd_tvm.ops import lut_bits, words
-from shiftadd_tvm.tuning.emitted import emitted
+from shiftadd_tvm.tuning.emitted import emitted, sizes_of
 
 OPS = {"fragments": "lut_bits_query", "lanes": "lut_tables_query"}  # by the order of the planes
 
@@ -73,18 +73,8 @@ class WordShape:
 
 def shape_of(function: PrimFunc, op: str) -> WordShape:
     """Return the shape of a query of that name."""
-    tensors = [tuple(int(size) for size in parameter.shape) for parameter in function.params]
-    built, scale, planes, plane_terms, row_terms, *bias, result = tensors
+    (_, scale, planes, *_), common = sizes_of(function)
     order = next(order for order, name in OPS.items() if name == op)
     held = (order, scale[1] - 1)
     forms = [f.name for f in lut_bits.FORMATS.values() if (f.order, f.digits) == held]
-    return WordShape(
-        outputs=result[1],
-        steps=planes[1],
-        bits=planes[2],
-        tokens=built[0],
-        row_terms=row_terms[0],
-        plane_terms=plane_terms[2],
-        bias=bool(bias),
-        activations=forms[0],
-    )
+    return WordShape(steps=planes[1], bits=planes[2], activations=forms[0], **common)
