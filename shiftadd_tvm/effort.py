@@ -9,7 +9,7 @@ WHOLE_BLOCKS = 3  # of so many blocks tuning keeps the activations of one, and c
 
 @dataclass(frozen=True)
 class Effort:
-    """Tokens of calibration, refits of the scales, steps of end-to-end tuning."""
+    """Tokens of calibration, rounds of better codes and refitted scales, steps of end-to-end tuning."""
 
     tokens: int
     rounds: int
@@ -20,6 +20,6 @@ class Effort:
 
 EFFORTS = {
     "fast": Effort(tokens=8192, rounds=1, steps=0, gradient_windows=4, one_width=True),
-    "normal": Effort(tokens=32768, rounds=2, steps=96),
-    "best": Effort(tokens=131072, rounds=2, steps=768),
+    "normal": Effort(tokens=32768, rounds=4, steps=96),
+    "best": Effort(tokens=131072, rounds=16, steps=768),
 }

@@ -2,13 +2,14 @@
 
 Each matrix has its own r, c and codes; s and the second moments H of the inputs are shared. c are
 the sums of signs that approximate a normal distribution best, since rotated weights look like one.
-Passes of GPTQ (`error_feedback.py`) choose the codes for given scales; between them the scales are
-refitted for the codes, each to the least output error under H:
+A pass of GPTQ (`error_feedback.py`) chooses the first codes; then rounds of coordinate descent on the
+codes (`coordinate_descent.py`) and of scales that are refitted for them, each to the least output
+error under H:
 
     s <- the solution of K linear equations    (H o C'C) s = diag(C' W H),  C = r · levels
     r <- in closed form, row by row
 
-and rounded to sums of powers of two at once, so that the next pass makes up for the rounding. Each
+and rounded to sums of powers of two at once, so that the next round makes up for the rounding. Each
 matrix is first scaled by a power of two to an rms near 1, which goes back into its r.
 """
 
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor
 
 from shiftadd_tvm import powers
-from shiftadd_tvm.error_feedback import Feedback, output_error
+from shiftadd_tvm.coordinate_descent import sweep
+from shiftadd_tvm.error_feedback import Feedback, RoundColumn, output_error
 from shiftadd_tvm.separable_fit import GAUSSIAN, levels_of
 from shiftadd_tvm.settings import QuantizeSettings
 
@@ -31,9 +33,9 @@ _LEAST = 0.2  # of the s that there is: a fit below it is a column without infor
 
 @dataclass
 class Coded:
-    """One matrix: what its codes are nearest to, and its scales."""
+    """One matrix: its codes and scales."""
 
-    latent: Tensor  # float32 (N, K): the normalized weights that were rounded
+    codes: Tensor  # float32 (N, K), of `levels`
     rows: Tensor  # r, float32 (N,), the matrix's own power of two not yet in it
     columns: Tensor  # s, float32 (K,)
     planes: Tensor  # c, float32 (bits,), descending
@@ -56,19 +58,19 @@ def fit(
     rounds: int = 2,
 ) -> list[Coded]:
     """Return the codes and scales of each float32 (N_i, K) matrix for `hessian` (K, K), after so many
-    `rounds` of refitted scales.
+    `rounds` of better codes and refitted scales.
 
     `feedback` is made of the same `hessian`: its factor serves every choice of bits. `importance`
     weighs the output errors of the matrices against each other in s; by default each counts by the
     inverse of its own outputs' energy.
     """
     stack = _Stack(matrices, bits, hessian, settings, importance)
-    for _ in range(rounds):
-        stack.round(feedback)
-        stack.fit_columns()
-        stack.fit_rows()
     stack.round(feedback)
     stack.fit_rows()
+    for _ in range(rounds):
+        stack.descend(feedback.order)
+        stack.fit_columns()
+        stack.fit_rows()
     return stack.results()
 
 
@@ -137,6 +139,17 @@ class _Stack:
 
     def round(self, feedback: Feedback) -> None:
         """Choose the codes for the scales that there are."""
+        rounded, _ = feedback.quantize(self.weights, self._round_column())
+        self._set_codes(rounded)
+
+    def descend(self, order: Tensor) -> None:
+        """Choose each column of codes anew, in `order`, for the scales that there are."""
+        coded = self.codes * self.rows[:, None] * self.columns
+        swept = sweep(self.weights, coded, self.hessian, order, self._round_column())
+        self._set_codes(swept)
+
+    def _round_column(self) -> RoundColumn:
+        """Return what rounds a column of weights to codes times scales."""
         inverse_rows = _inverse(self.rows)
         inverse_columns = _inverse(self.columns).tolist()
         columns = self.columns.tolist()
@@ -145,9 +158,10 @@ class _Stack:
             normalized = column * inverse_rows * inverse_columns[k]
             return self._nearest(normalized) * (self.rows * columns[k])
 
-        _, latent = feedback.quantize(self.weights, round_column)
-        self.latent = latent * inverse_rows[:, None] * _inverse(self.columns)
-        self.codes = self._nearest(self.latent)
+        return round_column
+
+    def _set_codes(self, coded: Tensor) -> None:
+        self.codes = self._nearest(coded * _inverse(self.rows)[:, None] * _inverse(self.columns))
 
     def _nearest(self, normalized: Tensor) -> Tensor:
         """Return the level nearest to each value, same shape."""
@@ -184,7 +198,7 @@ class _Stack:
         errors = output_error(difference, self.hessian)
         return [
             Coded(
-                latent=self.latent[part],
+                codes=self.codes[part],
                 rows=self.rows[part],
                 columns=self.columns,
                 planes=planes,

@@ -82,8 +82,8 @@ def quantize(
     """Return one weight for each float32 (N_i, K) matrix of an input group, with its own bits.
 
     `hessian` float32 (K, K) holds the second moments of the group's activation, `importance` the
-    weight of each matrix's output error; scales are refitted `rounds` times. The weights share the
-    rotation and `column_terms`.
+    weight of each matrix's output error; codes are bettered and scales refitted `rounds` times. The
+    weights share the rotation and `column_terms`.
     """
     return RotatedGroup(matrices, hessian, settings).quantize(bits, importance, rounds)
 
@@ -95,7 +95,7 @@ def _rotate(values: Array, rotation: bcq.Rotation | None) -> Array:
 
 def _pack(coded: Coded, rotation: bcq.Rotation | None, settings: QuantizeSettings) -> bcq.BCQWeight:
     levels = coded.levels
-    index = torch.bucketize(coded.latent, (levels[1:] + levels[:-1]) / 2).numpy()
+    index = torch.bucketize(coded.codes, (levels[1:] + levels[:-1]) / 2).numpy()
     above = levels_of(coded.planes.double().numpy())[1]  # of the non-negative levels, ascending
     patterns = np.concatenate([~above[::-1], above])
     planes = np.stack([bcq.pack_planes(pattern[index]) for pattern in patterns.T])
@@ -106,4 +106,4 @@ def _pack(coded: Coded, rotation: bcq.Rotation | None, settings: QuantizeSetting
         coded.exponent,
         settings,
     )
-    return bcq.BCQWeight(tuple(coded.latent.shape), planes, scales, rotation)
+    return bcq.BCQWeight(tuple(coded.codes.shape), planes, scales, rotation)
