@@ -1,7 +1,8 @@
 """Which tokens a model is calibrated on: windows of a text file, or of text that it writes itself.
 
 The result is token ids, int64 (windows, length), and a description that goes into the packed model:
-what the data were, how much of them and which seed, but no path.
+what the data were, how much of them and which seed, but no path. Windows begin as texts do where the
+model is used: with BOS, if its tokenizer adds one.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.errors import BadFileError, UsageError
 from shiftadd_tvm.packed_config import OWN_TEXT
 from shiftadd_tvm.reference import ReferenceModel
-from shiftadd_tvm.tokenizer_file import open_tokenizer
+from shiftadd_tvm.tokenizer_file import TOKENIZER, first_token, open_tokenizer, read_config
 
 Array = np.ndarray
 
@@ -66,7 +67,7 @@ def _text_field(path: Path, number: int, line: str) -> str:
 
 def from_text(checkpoint: Checkpoint, text: str, tokens: int, seed: int) -> CalibrationData:
     """Return `tokens` tokens of `text` in windows, drawn without replacement by `seed`."""
-    content = checkpoint.tokenizer_files().get("tokenizer.json")
+    content = checkpoint.tokenizer_files().get(TOKENIZER)
     if content is None:
         raise UsageError(
             f"{checkpoint.path} has no tokenizer.json, so a calibration text cannot be read; put "
@@ -74,15 +75,19 @@ def from_text(checkpoint: Checkpoint, text: str, tokens: int, seed: int) -> Cali
         )
     tokenizer = open_tokenizer(content, checkpoint.path)
     ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
-    length = min(_window(checkpoint), len(ids))
-    if length < 2:
+    if len(ids) < 2:
         raise UsageError("The calibration text has fewer than two tokens; give a longer one.")
-    whole = ids[: len(ids) // length * length].reshape(-1, length)
+    first = _first(checkpoint)
+    length = min(_window(checkpoint), len(ids) + len(first))
+    taken = length - len(first)
+    whole = ids[: len(ids) // taken * taken].reshape(-1, taken)
     wanted = min(len(whole), max(1, tokens // length))
     chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(whole))[:wanted]
+    whole = whole[np.sort(chosen)]
+    windows = np.concatenate([np.tile(first, (len(whole), 1)), whole], axis=1)
     digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
     description = {"data": "text", "sha256": digest, "tokens": int(wanted * length), "seed": seed}
-    return CalibrationData(whole[np.sort(chosen)], description)
+    return CalibrationData(windows, description)
 
 
 @torch.no_grad()
@@ -96,13 +101,14 @@ def written_by(checkpoint: Checkpoint, tokens: int, seed: int) -> CalibrationDat
     reference = ReferenceModel(checkpoint, keep=True)
     length = _window(checkpoint)
     generator = torch.Generator().manual_seed(seed)
+    first = torch.from_numpy(_first(checkpoint))
     written = []
     wanted = max(1, tokens // length)
     for start in range(0, wanted, _SEQUENCES):
         count = min(_SEQUENCES, wanted - start)
-        ids = torch.randint(
-            0, reference.vocabulary, (count, min(_FIRST, length)), generator=generator
-        )
+        drawn = (count, min(_FIRST, length - len(first)))
+        ids = torch.randint(0, reference.vocabulary, drawn, generator=generator)
+        ids = torch.cat([first.expand(count, -1), ids], dim=1)
         cache, fresh = transformers.DynamicCache(), ids
         while ids.shape[1] < length:
             states = reference.hidden(fresh.numpy(), use_cache=True, past_key_values=cache)
@@ -122,6 +128,17 @@ def _require_finite(checkpoint: Checkpoint, likely: torch.Tensor) -> None:
             f"{checkpoint.path}: the model computes NaN or Inf where it writes text, expected finite "
             "numbers; get its weights again."
         )
+
+
+def _first(checkpoint: Checkpoint) -> Array:
+    """Return the tokens that begin every text, int64 (0,) or (1,)."""
+    files = checkpoint.tokenizer_files()
+    content = files.get(TOKENIZER)
+    if content is None:
+        return np.empty(0, np.int64)
+    config = read_config(files.get, checkpoint.path)
+    first = first_token(open_tokenizer(content, checkpoint.path), config)
+    return np.array([] if first is None else [first], np.int64)
 
 
 def _window(checkpoint: Checkpoint) -> int:

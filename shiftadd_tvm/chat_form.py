@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from shiftadd_tvm.errors import BadFileError, UsageError
-from shiftadd_tvm.runtime.chat_template import ChatTemplate, Message, Read, find_template
+from shiftadd_tvm.runtime.chat_template import ChatTemplate, Message, find_template
+from shiftadd_tvm.tokenizer_file import Read
 
 FILE = "chat_form.json"
 VERSION = 1

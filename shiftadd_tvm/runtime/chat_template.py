@@ -6,19 +6,18 @@ chat_template.jinja     the chat template, preferred to the one above
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shiftadd_tvm.errors import BadFileError
+from shiftadd_tvm.tokenizer_file import Read, read_config, special
 
 if TYPE_CHECKING:
     import jinja2
 
-CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-Read = Callable[[str], bytes | None]  # a file of the model by its name; None: there is no such file
 
 
 class ChatTemplate:
@@ -65,22 +64,6 @@ def find_template(read: Read, origin: object) -> ChatTemplate | None:
         named = {entry.get("name"): entry.get("template") for entry in template}
         template = named.get("default")
     return ChatTemplate(template, config, origin) if isinstance(template, str) else None
-
-
-def read_config(read: Read, origin: object) -> Mapping[str, object]:
-    """Return tokenizer_config.json; empty where there is none."""
-    try:
-        config = json.loads(read(CONFIG) or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise BadFileError(f"{origin}: {CONFIG} is not JSON ({error}).") from None
-    return config if isinstance(config, dict) else {}
-
-
-def special(config: Mapping[str, object], name: str) -> str:
-    """Return the text of a special token, such as "eos_token"; empty where there is none."""
-    token = config.get(name)
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else ""
 
 
 def _tojson(value: object, indent: int | None = None) -> str:

@@ -8,12 +8,19 @@ here knows transformers.
                             `chat_template` reads
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from shiftadd_tvm.errors import BadFileError, UnsupportedError
-from shiftadd_tvm.runtime.chat_template import Message, find_template, read_config, special
-from shiftadd_tvm.tokenizer_file import TOKENIZER, open_tokenizer
+from shiftadd_tvm.runtime.chat_template import Message, find_template
+from shiftadd_tvm.tokenizer_file import (
+    TOKENIZER,
+    Read,
+    first_token,
+    open_tokenizer,
+    read_config,
+    special,
+)
 
 UNFINISHED = "\ufffd"  # what the bytes of an unfinished character decode to
 CONTEXT = 16  # tokens before a text that decide how its first token is written (leading spaces)
@@ -22,23 +29,13 @@ CONTEXT = 16  # tokens before a text that decide how its first token is written 
 class Tokenizer:
     """The tokenizer of a model, whose files `read` returns by name (None: there is no such file)."""
 
-    def __init__(self, read: Callable[[str], bytes | None], origin: object) -> None:
+    def __init__(self, read: Read, origin: object) -> None:
         """Open the tokenizer; `origin` names the model in errors (`BadFileError`)."""
         self.origin = origin
         self._tokenizer = _open(read(TOKENIZER), origin)
         self.config = read_config(read, origin)
-        self.bos = self._find_bos()
+        self.bos = first_token(self._tokenizer, self.config)
         self._template = find_template(read, origin)
-
-    def _find_bos(self) -> int | None:
-        """Return the token that begins a text: config says so, or else the tokenizer adds it."""
-        wanted = self.config.get("add_bos_token")
-        named = self._tokenizer.token_to_id(self.special("bos_token"))
-        if isinstance(wanted, bool):
-            return named if wanted else None
-        plain = self._tokenizer.encode("a", add_special_tokens=False).ids
-        special = self._tokenizer.encode("a", add_special_tokens=True).ids
-        return int(special[0]) if special[:1] != plain[:1] else None
 
     def special(self, name: str) -> str:
         """Return the text of a special token, such as "eos_token"; empty where there is none."""
