@@ -1,7 +1,7 @@
 """Check the sensitivities by which bits are chosen: rank correlation with the measured loss.
 
-Every linear alone is coded at each of `--bits`; its divergence from the original is measured on
-windows of the text, and compared with the loss that the choice of bits expects of it.
+Every linear alone is coded at each of `--bits`; the divergence of the next token that this brings is
+measured on windows of the test text, and compared with the loss that the choice of bits goes by.
 
     .venv/bin/python examples/sensitivity.py --bits 2,3 --windows 2
 
@@ -18,7 +18,7 @@ from demo import MODEL, TEXT
 from fetch_data import cache_folder
 
 from shiftadd_tvm import calibration_text, evaluation
-from shiftadd_tvm.accuracy import sensitivity
+from shiftadd_tvm.accuracy import ranking
 from shiftadd_tvm.calibrated import Calibrated
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.checkpoint_base import Checkpoint
@@ -44,10 +44,11 @@ def parse() -> argparse.Namespace:
 
 
 def windows_of(checkpoint: Checkpoint, text: Path, count: int) -> np.ndarray:
-    """Return token ids int64 (count, 512)."""
+    """Return token ids int64 (count, 512), evenly spaced over the 40 windows that perplexity is of."""
     tokenizer = Tokenizer(checkpoint.tokenizer_files().get, checkpoint.path)
     ids = np.array(tokenizer.encode(calibration_text.read_text(text), bos=False), np.int64)
-    return evaluation.windows(ids, 512, tokenizer.bos, count)
+    whole = evaluation.windows(ids, 512, tokenizer.bos, 40)
+    return whole[np.linspace(0, len(whole) - 1, count).round().astype(int)]
 
 
 def main() -> None:
@@ -65,13 +66,12 @@ def main() -> None:
     report = lambda stage, share, what: note(f"{stage} {share:.0%}: {what}")
     run = Calibrated(checkpoint, decoder, settings, store, report)
     run.measure()
-    blocks = tuple(f"{block}." for block in decoder.blocks()[:: options.every])
-    groups = [group for group in decoder.input_groups() if group[0].startswith(blocks)]
+    blocks = decoder.blocks()[:: options.every]
     scored = windows_of(checkpoint, options.text, options.windows)
     for bits in options.bits:
-        rows = list(sensitivity.pairs(checkpoint, run, settings, bits, scored, groups, note))
+        rows = list(ranking.pairs(checkpoint, run, settings, bits, scored, blocks, note))
         _, expected, measured = zip(*rows, strict=True)
-        tau = sensitivity.rank_correlation(list(expected), list(measured))
+        tau = ranking.rank_correlation(list(expected), list(measured))
         path = options.output / f"{bits}bit.json"
         path.write_text(json.dumps({"tau": tau, "linears": rows}, indent=1) + "\n")
         print(f"{bits} bits, {len(rows)} linears: Kendall's tau {tau:.3f} ({path})", flush=True)

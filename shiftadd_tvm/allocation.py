@@ -1,9 +1,8 @@
-"""How many bits each linear gets: the least expected loss within a budget, as a linear program.
+"""How many bits each linear gets: the least loss within a budget, as a linear program.
 
-The expected loss of a linear at b bits is its measured output error at b bits, tr(dW H dW'), times
-the mean squared gradient of the loss at its outputs: the second-order term of the loss where the
-errors of different outputs are independent. One variable says whether a linear has b bits; sizes
-weigh the budget; SciPy's HiGHS solves it to optimality.
+The loss of a linear at b bits is the divergence of the next token that it brings alone, measured at one
+width (`sensitivity.py`), times the ratio of its output errors at b bits and at that width. One variable
+says whether a linear has b bits; sizes weigh the budget; SciPy's HiGHS solves it to optimality.
 """
 
 from collections.abc import Mapping, Sequence

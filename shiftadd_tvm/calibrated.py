@@ -1,7 +1,7 @@
 """The stages of a calibrated quantization, in order; each goes on where an interrupted run stopped.
 
     measure    one walk over the original model: H of every input group, its last states
-    allocate   the bits of every linear, when they differ: errors at each width, gradients, program
+    allocate   the bits of every linear, when they differ: errors at each width, losses, program
     code       `quantizers/shiftadd.py`, group by group, under the H that were measured
     tune       scales and norms of the whole model (`distillation.py`)
 
@@ -24,12 +24,15 @@ from shiftadd_tvm import allocation, calibration, calibration_text, distillation
 from shiftadd_tvm.bcq import MAX_BITS
 from shiftadd_tvm.calibration_text import CalibrationData
 from shiftadd_tvm.checkpoint_base import Checkpoint
+from shiftadd_tvm.dequantized import dequantize
+from shiftadd_tvm.effort import SENSITIVITY_BLOCKS, SENSITIVITY_LENGTH
 from shiftadd_tvm.errors import BadFileError
 from shiftadd_tvm.families import Decoder
 from shiftadd_tvm.hidden_states import InMemory, OnDisk, Place
 from shiftadd_tvm.packed import PackedModel
 from shiftadd_tvm.quantizers import shiftadd
 from shiftadd_tvm.reference import one_thread
+from shiftadd_tvm.sensitivity import Sensitivity
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.statistics_store import StatisticsStore
 from shiftadd_tvm.tensorfile import TensorFile
@@ -39,6 +42,7 @@ Report = Callable[[str, float, str], None]  # stage, its share that is done, wha
 
 T = TypeVar("T")
 R = TypeVar("R")
+Alone = tuple[Tensor, dict[int, float], float]  # weights (N, K), relative error by bits, |X W'|^2
 
 # by which one bit more multiplies the expected loss: between 2, 3 and 4 bits of SmolLM2-135M's linears
 # its logarithm is -1.20, with a deviation of 0.06 from linear to linear
@@ -151,65 +155,98 @@ class Calibrated:
         return torch.eye(self._decoder.projections()[path].inputs)
 
     def energies(self) -> dict[str, float]:
-        """Return the mean squared gradient of the loss at the outputs of every linear."""
-        if not self._store.has(_ENERGIES):
-            self._report("measure", 1.0, "gradients")
-            windows = self._windows()[: self._settings.amounts.gradient_windows]
-            with self._place() as place:
-                found = calibration.gradient_energies(self._checkpoint, windows, place)
-            self._store.put_json(_ENERGIES, found)
+        """Return the loss that each linear brings for one of output error, as far as it is measured."""
         return {name: float(str(value)) for name, value in self._store.json(_ENERGIES).items()}
 
     def allocate(self) -> dict[str, int]:
         """Return the bits of every linear whose average is at most what was asked for."""
-        costs = self.costs_of(self._decoder.input_groups())
+        costs = self.costs_of(self._blocks)
         budget = self._settings.bits * sum(self._sizes.values())
         return allocation.allocate(costs, self._sizes, budget)
 
-    def costs_of(self, groups: Sequence[tuple[str, ...]]) -> dict[str, dict[int, float]]:
-        """Measure the linears of `groups`; return the expected loss of every linear by its bits, as
-        far as it is known."""
-        energies, found = self.energies(), self._store.json(_COSTS)
-        missing = [group for group in groups if group[-1] not in found]
-        measure = lambda group: self._group_costs(group, energies)
-        for index, costs in enumerate(self.each(measure, missing)):
-            self._report("allocate", index / len(missing), f"sensitivity: {missing[index][0]}")
-            found |= costs
-            self._store.put_json(_COSTS, found)
+    def costs_of(self, blocks: Sequence[str]) -> dict[str, dict[int, float]]:
+        """Measure the linears of `blocks`; return the loss of every linear by its bits, as far as it is
+        known."""
+        known = self._store.json(_COSTS)
+        first = lambda block: next(name for name in self._sizes if name.startswith(f"{block}."))
+        missing = [block for block in blocks if first(block) not in known]
+        walk = self._sensitivity() if missing else None
+        for run in _runs([self._blocks.index(block) for block in missing]):
+            assert walk is not None
+            self._measure_losses(walk, run)
         return self.known_costs()
 
+    def _sensitivity(self) -> Sensitivity:
+        """Return the original on the few tokens by which linears compare."""
+        tokens = self._settings.amounts.sensitivity_tokens
+        rows, length = max(1, tokens // SENSITIVITY_LENGTH), min(tokens, SENSITIVITY_LENGTH)
+        return Sensitivity(self._checkpoint, self._windows()[:rows, :length])
+
+    def _measure_losses(self, walk: Sensitivity, run: Sequence[int]) -> None:
+        """Measure the linears of the blocks of these indices, and keep what was found."""
+        errors: dict[str, dict[int, float]] = {}
+        powers: dict[str, float] = {}
+        left = iter(range(len(self._blocks) - run[0]))
+
+        def coded(block: str) -> dict[str, Tensor]:
+            groups = [g for g in self._decoder.input_groups() if g[0].startswith(f"{block}.")]
+            weights = {}
+            for found in self.each(self._code_alone, groups):
+                for linear, (dense, by_bits, power) in found.items():
+                    weights[linear], errors[linear], powers[linear] = dense, by_bits, power
+            return weights
+
+        def report(block: str) -> None:
+            share = (run[0] + next(left) / (len(self._blocks) - run[0])) / len(self._blocks)
+            self._report("allocate", share, f"sensitivity: {block}")
+
+        losses = walk.measure([self._blocks[index] for index in run], coded, report)
+        energies, costs, width = self._store.json(_ENERGIES), self._store.json(_COSTS), self._width()
+        for linear, loss in losses.items():
+            error = errors[linear][width]
+            energies[linear] = max(loss, 0.0) / (error * powers[linear]) if error else 0.0
+            share = max(loss, 0.0) / error if error else 0.0
+            costs[linear] = {str(bits): error * share for bits, error in errors[linear].items()}
+        self._store.put_json(_ENERGIES, energies)
+        self._store.put_json(_COSTS, costs)
+
+    def _width(self) -> int:
+        """Return the bits at which losses are measured."""
+        return round(self._settings.bits)
+
     def known_costs(self) -> dict[str, dict[int, float]]:
-        """Return the expected loss of every linear by its bits, as far as it has been measured."""
+        """Return the loss of every linear by its bits, as far as it has been measured."""
         found = self._store.json(_COSTS)
         return {name: {int(b): c for b, c in by_bits.items()} for name, by_bits in found.items()}  # type: ignore[attr-defined]
 
-    def _group_costs(
-        self, group: tuple[str, ...], energies: dict[str, float]
-    ) -> dict[str, dict[str, float]]:
+    def _code_alone(self, group: tuple[str, ...]) -> dict[str, Alone]:
+        """Code a group at every width, its scales not refitted."""
         matrices = [self._checkpoint.read(f"{linear}.weight") for linear in group]
-        hessian = self.hessian(group)
-        powers = [_energy(matrix, hessian) for matrix in matrices]
-        costs: dict[str, dict[str, float]] = {linear: {} for linear in group}
+        hessian, measured = self.hessian(group), self._width()
         rotated = shiftadd.RotatedGroup(matrices, hessian, self._settings)
-        wanted, bits = widths(self._settings.bits), round(self._settings.bits)
-        for width in [bits] if self._settings.amounts.one_width else wanted:
-            errors = rotated.output_errors([width] * len(group))
-            for linear, error, power in zip(group, errors, powers, strict=True):
-                costs[linear][str(width)] = error * power * energies[linear]
-        for known in costs.values():
+        coded = rotated.quantize([measured] * len(group), rounds=0)
+        errors = {measured: [one.output_error for one in coded]}
+        wanted = widths(self._settings.bits)
+        if not self._settings.amounts.one_width:
+            errors |= {w: rotated.output_errors([w] * len(group)) for w in wanted if w != measured}
+        found = {}
+        for index, (linear, matrix, one) in enumerate(zip(group, matrices, coded, strict=True)):
+            by_bits = {bits: rows[index] for bits, rows in sorted(errors.items())}
             for width in wanted:
-                known.setdefault(str(width), known[str(bits)] * LOSS_PER_BIT ** (width - bits))
-        return costs
+                by_bits.setdefault(width, by_bits[measured] * LOSS_PER_BIT ** (width - measured))
+            dense = torch.from_numpy(dequantize(one.weight))
+            found[linear] = dense, by_bits, _energy(matrix, hessian)
+        return found
 
     def code(
         self, group: tuple[str, ...], matrices: Sequence[Array], bits: Sequence[int]
     ) -> list[shiftadd.Quantized]:
         """Return the coded linears of a group, whose weights are `matrices`."""
         importance = None
-        if self._settings.allocates:  # then the gradients are known
+        if self._settings.allocates:  # then the losses are known
             energies = self.energies()
             known = [energies[linear] for linear in group]
-            importance = known if any(known) else None
+            importance = known if all(known) else None
         hessian, rounds = self.hessian(group), self._settings.amounts.rounds
         return shiftadd.quantize(matrices, bits, hessian, self._settings, importance, rounds)
 
@@ -236,6 +273,17 @@ class Calibrated:
         tuned = distillation.tune(packed, self._windows(), teacher, recipe, state, note)
         self._store.put_tensors(_TUNED, tuned)
         return tuned
+
+
+def _runs(indices: Sequence[int]) -> list[list[int]]:
+    """Cut ascending indices into runs of neighbours, each of at most `SENSITIVITY_BLOCKS`."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1 and len(runs[-1]) < SENSITIVITY_BLOCKS:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return runs
 
 
 def widths(bits: float) -> list[int]:

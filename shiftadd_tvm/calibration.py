@@ -1,15 +1,9 @@
 """Calibration: run the unquantized model block by block and measure what its linears see.
 
-Two walks over the blocks, in both of which the weights of one block exist at a time:
-
-    Calibration            forward: the second moments H = E[x x'] of every input group's activation,
-                           and at the end the model's own hidden states, which tuning aims at
-    gradient_energies      forward and back: the mean squared gradient of the loss at every linear's
-                           output, by which output errors of different linears compare
-
-The sizes that stay: the hidden states of all windows, float32, and in the second walk those at the
-entrance of every block. They lie in memory, or in files (`hidden_states.py`); in memory are then those of
-`SLAB_TOKENS` tokens, and in the second walk those of all its windows three times.
+One walk over the blocks, in which the weights of one block exist at a time: the second moments
+H = E[x x'] of every input group's activation, and at the end the model's own hidden states, which tuning
+aims at. The hidden states of all windows stay, float32. They lie in memory, or in files
+(`hidden_states.py`); in memory are then those of `SLAB_TOKENS` tokens.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,14 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shiftadd_tvm import families, heap
-from shiftadd_tvm.effort import GRADIENT_ROWS, SLAB_TOKENS
+from shiftadd_tvm import families
+from shiftadd_tvm.effort import SLAB_TOKENS
 from shiftadd_tvm.hidden_states import InMemory, Place
-from shiftadd_tvm.reference import Arguments, ReferenceModel, WeightSource
+from shiftadd_tvm.reference import ReferenceModel, WeightSource
 
 Array = np.ndarray
-
-_HEAD_ROWS = 256  # whose logits exist together
 
 
 class Calibration:
@@ -90,84 +82,3 @@ def _add_moments(moments: dict[str, Tensor], path: str, x: Tensor) -> None:
         moments[path].addmm_(rows.T, rows)
     else:
         moments[path] = rows.T @ rows
-
-
-def gradient_energies(
-    source: WeightSource, windows: Array, place: Place | None = None
-) -> dict[str, float]:
-    """Return the mean over tokens of |d loss / d y|^2 / N of each linear's output y (N,), by its
-    path, 0 of experts that no token went through; the loss is the sum over `windows`, int64 (W, T),
-    of the next tokens' negative log-likelihood. What enters the blocks lies in `place`."""
-    place = place or InMemory()
-    reference = ReferenceModel(source)
-    decoder = families.read_config(source.config)
-    entrances = []
-    with torch.no_grad():
-        hidden, arguments = reference.enter(windows)
-        for block in decoder.blocks():
-            entrances.append(place.keep(hidden))
-            hidden = reference.run(block, hidden, arguments)
-    gradient = _loss_gradient(reference, hidden, windows)
-    energies: dict[str, float] = {}
-    for block in reversed(decoder.blocks()):
-        linears = {f"{block}.{name}": size for name, (size, _) in decoder.linear_shapes().items()}
-        energies |= dict.fromkeys(linears, 0.0)
-        entrance = entrances.pop()()
-        gradient = _block_gradient(
-            reference, block, entrance, gradient, arguments, linears, energies
-        )
-        heap.give_back()
-    return {path: energy / windows.size for path, energy in energies.items()}
-
-
-def _loss_gradient(reference: ReferenceModel, hidden: Tensor, windows: Array) -> Tensor:
-    """Return the gradient of the loss by the states (W, T, hidden) that leave the last block."""
-    hidden.requires_grad_()
-    states = reference.leave(hidden)
-    gradient = torch.zeros_like(states)
-    targets = torch.from_numpy(windows[:, 1:])
-    for row, (state, target) in enumerate(zip(states.detach(), targets, strict=True)):
-        for start in range(0, len(target), _HEAD_ROWS):
-            part = slice(start, min(start + _HEAD_ROWS, len(target)))
-            logits = reference.logits(state[part])
-            likely = torch.softmax(logits, dim=1)
-            likely[torch.arange(len(likely)), target[part]] -= 1
-            gradient[row, part] = reference.unembed(likely, logits)
-    states.backward(gradient)
-    assert hidden.grad is not None
-    return hidden.grad
-
-
-def _block_gradient(
-    reference: ReferenceModel,
-    block: str,
-    entrance: Tensor,
-    gradient: Tensor,
-    arguments: dict[str, Arguments],
-    linears: dict[str, int],
-    energies: dict[str, float],
-) -> Tensor:
-    """Return the gradient at the entrance of `block`; note the energies of its linears."""
-
-    def note(path: str, size: int, slope: Tensor) -> None:
-        energies[path] += float(slope.square().sum()) / size
-
-    def watch(path: str, size: int, output: Tensor) -> None:
-        output.register_hook(lambda slope: note(path, size, slope))
-
-    hooks = []
-    for path, size in linears.items():
-        hook = lambda module, inputs, output, path=path, size=size: watch(path, size, output)
-        hooks.append(reference.model.get_submodule(path).register_forward_hook(hook))
-    result, heads = torch.empty_like(entrance), reference.heads
-    with reference.loaded(block):
-        for start in range(0, len(entrance), GRADIENT_ROWS):
-            part = slice(start, min(start + GRADIENT_ROWS, len(entrance)))
-            x = entrance[part].detach().requires_grad_()
-            own = arguments[block].of_rows(len(entrance), part, heads)
-            reference.run(block, x, {block: own}).backward(gradient[part])
-            assert x.grad is not None
-            result[part] = x.grad
-    for handle in hooks:
-        handle.remove()
-    return result

@@ -79,22 +79,35 @@ class Adam:
             parameter.grad = None
 
 
-def divergence(
+def divergence(student: Tensor, teacher: Tensor, head: Tensor, cap: float = 0.0) -> float:
+    """Return the mean KL, in nats, of states (n, hidden) against the original's; `cap` is the soft cap
+    of logits, 0 for none."""
+    parts = _distributions(student, teacher, head, cap)
+    return sum(float((likely * (w - f)).sum()) for _, _, f, w, likely in parts) / len(student)
+
+
+def divergence_and_gradient(
     student: Tensor, teacher: Tensor, head: Tensor, cap: float = 0.0
 ) -> tuple[float, Tensor]:
-    """Return the mean KL of states (n, hidden) against the original's, and its gradient; `cap` is
-    the soft cap of logits, 0 for none."""
+    """Return `divergence` and its gradient by the states of `student`, same shape."""
     gradient, total = torch.empty_like(student), 0.0
+    for part, logits, found, wanted, likely in _distributions(student, teacher, head, cap):
+        total += float((likely * (wanted - found)).sum())
+        gradient[part] = uncapped(found.exp_().sub_(likely), logits, cap) @ head
+    return total / len(student), gradient / len(student)
+
+
+def _distributions(
+    student: Tensor, teacher: Tensor, head: Tensor, cap: float
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
+    """Yield, a few rows at a time, the rows, the student's logits, the logarithms of its probabilities
+    and of the original's, and these themselves."""
     step = min(_HEAD_ROWS, max(1, _HEAD_LOGITS // len(head)))
     for start in range(0, len(student), step):
         part = slice(start, start + step)
         logits = soft_cap(student[part] @ head.T, cap)
-        found = torch.log_softmax(logits, 1)
         wanted = torch.log_softmax(soft_cap(teacher[part] @ head.T, cap), 1)
-        likely = wanted.exp()
-        total += float((likely * (wanted - found)).sum())
-        gradient[part] = uncapped(found.exp_().sub_(likely), logits, cap) @ head
-    return total / len(student), gradient / len(student)
+        yield part, logits, torch.log_softmax(logits, 1), wanted, wanted.exp()
 
 
 def schedule(recipe: Recipe, windows: int) -> Iterator[tuple[int, Array, float]]:
@@ -222,7 +235,7 @@ def _accumulate(student: Student, windows: Array, teacher: Tensor, first: int) -
     found = states.detach()[:, first::SKIP]
     hidden = found.shape[-1]
     flat = found.reshape(-1, hidden), wanted.reshape(-1, hidden)
-    loss, slope = divergence(*flat, student.head, student.cap)
+    loss, slope = divergence_and_gradient(*flat, student.head, student.cap)
     gradient = torch.zeros_like(states)
     gradient[:, first::SKIP] = slope.reshape(found.shape)
     states.backward(gradient)

@@ -4,7 +4,7 @@ import math
 
 from shiftadd_tvm import cpu
 from shiftadd_tvm.decoder_model import Decoder
-from shiftadd_tvm.effort import GRADIENT_ROWS, SLAB_TOKENS, WHOLE_BLOCKS
+from shiftadd_tvm.effort import SENSITIVITY_BLOCKS, SLAB_TOKENS, WHOLE_BLOCKS
 from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.settings import QuantizeSettings
 
@@ -17,6 +17,7 @@ PER_MOMENT = 48  # of H: itself, rotated, ordered in float64, its factor and the
 GROUPS = 2  # that are coded together
 SLABS = 4  # of states: what enters a block and leaves it, and what is computed between
 WINDOW = 512  # tokens that are tuned on together
+PER_COMPARED_WEIGHT = 8  # of a block: as it is, and coded
 PER_TUNED_WEIGHT = 4
 PER_ACTIVATION = 4 * 4  # kept for the way back, with what is computed from it
 
@@ -37,11 +38,10 @@ def peak(decoder: Decoder, settings: QuantizeSettings, *, spill: bool = False) -
     states, slab = tokens * token, min(tokens, SLAB_TOKENS) * token
     walk = (0 if spill else states) + SLABS * slab + sum(group[0][1] ** 2 for group in groups) * 4
     if settings.allocates:
-        windows = settings.amounts.gradient_windows
-        entrance = min(tokens, windows * WINDOW) * token
-        kept = SLABS + (0 if spill else decoder.layers)
-        back = _activations(decoder, min(windows, GRADIENT_ROWS))
-        walk = max(walk, kept * entrance + back + head * PER_HEAD_WEIGHT)
+        compared = min(tokens, settings.amounts.sensitivity_tokens) * token
+        variants = SENSITIVITY_BLOCKS * len(shapes) * compared
+        block = sum(math.prod(shape) for shape in shapes.values())
+        walk = max(walk, variants + block * PER_COMPARED_WEIGHT + head * PER_HEAD_WEIGHT)
     coding = GROUPS * (layer * PER_WEIGHT + inputs**2 * PER_MOMENT)
     tuning = _tuning(decoder, states) if settings.amounts.steps else 0
     return BASE + max(plain, walk, coding, tuning)

@@ -1,6 +1,7 @@
 """How long `quantize` takes, about: the work of its stages, measured on a small model on two cores."""
 
 from shiftadd_tvm import cpu
+from shiftadd_tvm.effort import Effort
 from shiftadd_tvm.settings import QuantizeSettings
 
 # What `stage_work` was measured on: the weights of SmolLM2-135M's linears, and processors.
@@ -15,11 +16,16 @@ def stage_work(settings: QuantizeSettings) -> dict[str, float]:
     amounts = settings.amounts
     return {
         "measure": amounts.tokens / 1000,
-        "allocate": (8.0 if amounts.one_width else 25.0) if settings.allocates else 0.0,
+        "allocate": _comparison(amounts) if settings.allocates else 0.0,
         "code": 8.0 * (amounts.rounds + 1),
         "tune": 1.2 * amounts.steps,
         "end": 0.0,
     }
+
+
+def _comparison(amounts: Effort) -> float:
+    """Return the work of measuring what each linear alone costs."""
+    return (8.0 if amounts.one_width else 20.0) + amounts.sensitivity_tokens / 6
 
 
 def seconds(settings: QuantizeSettings, weights: int) -> float:

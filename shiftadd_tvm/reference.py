@@ -96,11 +96,6 @@ class ReferenceModel:
         """The number of tokens."""
         return self._decoder.vocabulary
 
-    @property
-    def heads(self) -> int:
-        """The number of query heads."""
-        return self._decoder.heads
-
     @torch.inference_mode()
     def hidden(self, ids: Array, **arguments: object) -> torch.Tensor:
         """Return the hidden states after the last norm, float32 (B, T, hidden), of ids (B, T)."""
@@ -187,10 +182,6 @@ class ReferenceModel:
         for path in (self._decoder.final_norm, self._decoder.project_out):
             hidden = self.model.get_submodule(path)(hidden) if path else hidden
         return hidden
-
-    def unembed(self, gradient: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Return the gradient (n, width) by the states for one by their logits (n, vocabulary)."""
-        return uncapped(gradient, logits, self._decoder.logit_cap) @ self.head()
 
     def _renumbered(self, ids: Array) -> torch.Tensor:
         """Give the embedding the rows of ids (B, T) alone; return the ids by these rows, so that the

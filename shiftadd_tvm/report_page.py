@@ -17,8 +17,8 @@ _ERRORS = (
     "a calibrated method makes small. Both are of the codes, before scales are tuned end to end."
 )
 _LOSSES = (
-    "What the loss is expected to rise by, up to one factor, if a linear had that many bits: its "
-    "squared output error times the mean squared gradient of the loss there. Bits were chosen so that "
+    "The divergence of the next token, in nats, if that linear alone had that many bits: measured at "
+    "one width on calibration text, scaled by the output error at the others. Bits were chosen so that "
     "the sum over all linears is least within the budget."
 )
 _BYTES = "Linears that read one activation share its scales and signs, which count for the first of them."

@@ -3,8 +3,8 @@
     windows.safetensors       the calibration tokens
     block-00000.safetensors   H of every input group of a block
     states.safetensors        the original model's states after its last norm
-    energies.json             the mean squared gradient at every linear's output
-    costs.json                expected loss of every linear by its bits, block by block
+    energies.json             the loss that every linear brings for one of output error
+    costs.json                the loss of every linear by its bits
 
 Every file is written under a temporary name and renamed: what exists is whole.
 """

@@ -1,5 +1,6 @@
 """What calibration measures, against the plain model run whole; and the texts that it takes."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import transformers
 from models import save_tiny
 
 from shiftadd_tvm import calibration_text, families, reference
-from shiftadd_tvm.calibration import Calibration, gradient_energies
+from shiftadd_tvm.calibration import Calibration
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.errors import BadFileError, UsageError
+from shiftadd_tvm.runtime.text import Tokenizer
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -57,37 +59,6 @@ def test_moments_and_states_are_those_of_the_whole_model(
     torch.testing.assert_close(walk.finish(), states, rtol=1e-4, atol=1e-4)
 
 
-def test_gradients_are_those_of_the_whole_model(
-    checkpoint: Checkpoint, model: transformers.PreTrainedModel
-) -> None:
-    ids = windows(6)
-    decoder = families.read_config(checkpoint.config)
-    linears = [f"{block}.{name}" for block in decoder.blocks() for name in decoder.linear_shapes()]
-    outputs: dict[str, torch.Tensor] = {}
-    handles = []
-    for path in linears:
-
-        def keep(module: object, inputs: object, output: torch.Tensor, path: str = path) -> None:
-            output.retain_grad()
-            outputs[path] = output
-
-        handles.append(model.get_submodule(path).register_forward_hook(keep))
-    logits = model(torch.from_numpy(ids)).logits[:, :-1]
-    targets = torch.from_numpy(ids[:, 1:]).reshape(-1)
-    torch.nn.functional.cross_entropy(
-        logits.reshape(len(targets), -1), targets, reduction="sum"
-    ).backward()
-    for handle in handles:
-        handle.remove()
-    found = gradient_energies(checkpoint, ids)
-    assert sorted(found) == sorted(linears)
-    for path, energy in found.items():
-        slope = outputs[path].grad
-        assert slope is not None
-        expected = float(slope.square().sum() / slope.shape[-1] / ids.size)
-        assert energy == pytest.approx(expected, rel=1e-3)
-
-
 def test_text_is_cut_into_windows_of_its_own_tokens(checkpoint: Checkpoint, tmp_path: Path) -> None:
     text = "a stone, a note, another notion; " * 200
     data = calibration_text.from_text(checkpoint, text, 1024, seed=1)
@@ -106,6 +77,23 @@ def test_model_writes_its_own_text(tmp_path: Path) -> None:
     assert np.array_equal(data.windows, calibration_text.written_by(checkpoint, 80, 3).windows)
     assert not np.array_equal(data.windows, calibration_text.written_by(checkpoint, 80, 4).windows)
     assert data.windows.min() >= 0 and data.windows.max() < 259
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_windows_begin_as_texts_do(tmp_path: Path, begins: bool) -> None:
+    path = save_tiny(tmp_path / "tiny", max_position_embeddings=32)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(config | {"add_bos_token": begins}))
+    checkpoint = open_checkpoint(path)
+    bos = Tokenizer(checkpoint.tokenizer_files().get, path).bos
+    assert (bos is not None) == begins
+    text = "a stone, a note, another notion; " * 20
+    for data in (
+        calibration_text.from_text(checkpoint, text, 128, seed=1),
+        calibration_text.written_by(checkpoint, 128, seed=1),
+    ):
+        assert data.windows.shape == (4, 32) and data.description["tokens"] == 128
+        assert (data.windows[:, 0] == bos).all() == begins
 
 
 def test_json_lines_give_their_texts(tmp_path: Path) -> None:
