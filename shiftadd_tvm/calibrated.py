@@ -32,7 +32,7 @@ from shiftadd_tvm.hidden_states import InMemory, OnDisk, Place
 from shiftadd_tvm.packed import PackedModel
 from shiftadd_tvm.quantizers import shiftadd
 from shiftadd_tvm.reference import one_thread
-from shiftadd_tvm.sensitivity import Sensitivity
+from shiftadd_tvm.sensitivity import OutputErrors, Sensitivity
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.statistics_store import StatisticsStore
 from shiftadd_tvm.tensorfile import TensorFile
@@ -42,7 +42,6 @@ Report = Callable[[str, float, str], None]  # stage, its share that is done, wha
 
 T = TypeVar("T")
 R = TypeVar("R")
-Alone = tuple[Tensor, dict[int, float], float]  # weights (N, K), relative error by bits, |X W'|^2
 
 # by which one bit more multiplies the expected loss: between 2, 3 and 4 bits of SmolLM2-135M's linears
 # its logarithm is -1.20, with a deviation of 0.06 from linear to linear
@@ -184,29 +183,27 @@ class Calibrated:
 
     def _measure_losses(self, walk: Sensitivity, run: Sequence[int]) -> None:
         """Measure the linears of the blocks of these indices, and keep what was found."""
-        errors: dict[str, dict[int, float]] = {}
-        powers: dict[str, float] = {}
+        errors: dict[str, OutputErrors] = {}
         left = iter(range(len(self._blocks) - run[0]))
 
         def coded(block: str) -> dict[str, Tensor]:
             groups = [g for g in self._decoder.input_groups() if g[0].startswith(f"{block}.")]
             weights = {}
             for found in self.each(self._code_alone, groups):
-                for linear, (dense, by_bits, power) in found.items():
-                    weights[linear], errors[linear], powers[linear] = dense, by_bits, power
+                for linear, dense, known in found:
+                    weights[linear], errors[linear] = dense, known
             return weights
 
         def report(block: str) -> None:
-            share = (run[0] + next(left) / (len(self._blocks) - run[0])) / len(self._blocks)
+            walked = (next(left) + 1) / (len(self._blocks) - run[0])
+            share = (run[0] + walked * len(run)) / len(self._blocks)
             self._report("allocate", share, f"sensitivity: {block}")
 
         losses = walk.measure([self._blocks[index] for index in run], coded, report)
         energies, costs, width = self._store.json(_ENERGIES), self._store.json(_COSTS), self._width()
         for linear, loss in losses.items():
-            error = errors[linear][width]
-            energies[linear] = max(loss, 0.0) / (error * powers[linear]) if error else 0.0
-            share = max(loss, 0.0) / error if error else 0.0
-            costs[linear] = {str(bits): error * share for bits, error in errors[linear].items()}
+            energies[linear] = errors[linear].loss_of_one(loss, width)
+            costs[linear] = errors[linear].losses(loss, width)
         self._store.put_json(_ENERGIES, energies)
         self._store.put_json(_COSTS, costs)
 
@@ -219,8 +216,9 @@ class Calibrated:
         found = self._store.json(_COSTS)
         return {name: {int(b): c for b, c in by_bits.items()} for name, by_bits in found.items()}  # type: ignore[attr-defined]
 
-    def _code_alone(self, group: tuple[str, ...]) -> dict[str, Alone]:
-        """Code a group at every width, its scales not refitted."""
+    def _code_alone(self, group: tuple[str, ...]) -> list[tuple[str, Tensor, OutputErrors]]:
+        """Code a group at every width, its scales not refitted; return each linear's name, its weights
+        where losses are measured, and its errors."""
         matrices = [self._checkpoint.read(f"{linear}.weight") for linear in group]
         hessian, measured = self.hessian(group), self._width()
         rotated = shiftadd.RotatedGroup(matrices, hessian, self._settings)
@@ -229,13 +227,13 @@ class Calibrated:
         wanted = widths(self._settings.bits)
         if not self._settings.amounts.one_width:
             errors |= {w: rotated.output_errors([w] * len(group)) for w in wanted if w != measured}
-        found = {}
+        found = []
         for index, (linear, matrix, one) in enumerate(zip(group, matrices, coded, strict=True)):
-            by_bits = {bits: rows[index] for bits, rows in sorted(errors.items())}
+            by_bits = {bits: rows[index] for bits, rows in errors.items()}
             for width in wanted:
                 by_bits.setdefault(width, by_bits[measured] * LOSS_PER_BIT ** (width - measured))
             dense = torch.from_numpy(dequantize(one.weight))
-            found[linear] = dense, by_bits, _energy(matrix, hessian)
+            found.append((linear, dense, OutputErrors(by_bits, _energy(matrix, hessian))))
         return found
 
     def code(

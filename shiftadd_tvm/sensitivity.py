@@ -11,6 +11,7 @@ tokens carry, and what softmaxes swallow, they do not see (docs/accuracy.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,6 +25,25 @@ Array = np.ndarray
 CodedBlock = Callable[[str], Mapping[str, Tensor]]  # block -> coded weights (N, K) by linear
 
 SKIP = 2  # of so many neighbouring tokens one is compared: neighbours say nearly the same
+
+
+@dataclass(frozen=True)
+class OutputErrors:
+    """Of one linear: |X (W - What)'|^2 / |X W'|^2 by the bits of What, and |X W'|^2."""
+
+    by_bits: dict[int, float]
+    power: float
+
+    def losses(self, loss: float, bits: int) -> dict[int, float]:
+        """Return the loss by bits, if it is `loss` at `bits`, and goes with the error."""
+        if not self.by_bits[bits]:
+            return dict.fromkeys(self.by_bits, 0.0)
+        return {other: loss * error / self.by_bits[bits] for other, error in self.by_bits.items()}
+
+    def loss_of_one(self, loss: float, bits: int) -> float:
+        """Return the loss that an output error of 1 brings, if it is `loss` at `bits`."""
+        error = self.by_bits[bits] * self.power
+        return loss / error if error else 0.0
 
 
 class Sensitivity:
@@ -58,7 +78,7 @@ class Sensitivity:
             self._next += 1
             report(block)
         ends, head = self._to_the_end(variants, self._next, report), self._reference.head()
-        return {name: self._divergence(ends.pop(name), head) for name in list(ends)}
+        return {name: max(0.0, self._divergence(ends.pop(name), head)) for name in list(ends)}
 
     def _skip_to(self, block: str) -> None:
         while self._blocks[self._next] != block:

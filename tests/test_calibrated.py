@@ -210,6 +210,25 @@ def test_stages_have_work() -> None:
     assert calibrated.widths(1) == [1, 2] and calibrated.widths(3) == [2, 3, 4]
 
 
+def test_losses_do_not_depend_on_how_many_blocks_are_compared_together(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = open_checkpoint(source)
+    decoder = families.read_config(checkpoint.config)
+    store, shares = StatisticsStore(tmp_path / "store"), []
+    note = lambda stage, share, what: shares.append(share) if "sensitivity" in what else None
+    found = []
+    for blocks in (1, 6):
+        monkeypatch.setattr(calibrated, "SENSITIVITY_BLOCKS", blocks)
+        run = Calibrated(checkpoint, decoder, SETTINGS, store, note)
+        run.measure()
+        found.append(run.costs_of(decoder.blocks()))
+        store.path("costs.json").unlink()
+        assert shares == sorted(shares) and shares[-1] == pytest.approx(1)
+        shares.clear()
+    assert found[0] == found[1]
+
+
 def test_one_width_is_measured_and_the_others_are_inferred(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
