@@ -31,7 +31,7 @@ from shiftadd_tvm.tensorfile import TensorFile, write_tensors
 
 Array = np.ndarray
 
-RATE = 2e-3  # of the logarithms, at its peak
+RATE = 1e-3  # of the logarithms, at its peak
 BETAS = (0.9, 0.95)
 WARM_UP = 4  # steps
 SKIP = 2  # of so many neighbouring tokens one counts in a step: neighbours say nearly the same
