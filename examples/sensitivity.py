@@ -44,11 +44,10 @@ def parse() -> argparse.Namespace:
 
 
 def windows_of(checkpoint: Checkpoint, text: Path, count: int) -> np.ndarray:
-    """Return token ids int64 (count, 512), evenly spaced over the 40 windows that perplexity is of."""
+    """Return token ids int64 (count, 512)."""
     tokenizer = Tokenizer(checkpoint.tokenizer_files().get, checkpoint.path)
     ids = np.array(tokenizer.encode(calibration_text.read_text(text), bos=False), np.int64)
-    whole = evaluation.windows(ids, 512, tokenizer.bos, 40)
-    return whole[np.linspace(0, len(whole) - 1, count).round().astype(int)]
+    return evaluation.windows(ids, 512, tokenizer.bos, count)
 
 
 def main() -> None:
