@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shiftadd_tvm import families
+from shiftadd_tvm import dataset_text, families
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.errors import BadFileError, UsageError
 from shiftadd_tvm.packed_config import OWN_TEXT
@@ -38,7 +38,10 @@ class CalibrationData:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a .txt file, or of the "text" fields of a .jsonl file."""
+    """Return the text of a .txt file, of the "text" fields of a .jsonl file, or of a data set by its
+    name (`dataset_text.py`) where there is no such file."""
+    if not path.exists() and dataset_text.is_name(str(path)):
+        return dataset_text.read(str(path))
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

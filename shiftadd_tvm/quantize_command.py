@@ -38,8 +38,9 @@ Calib = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Calibration text, .txt or .jsonl; without it the model writes its own. Of an ONNX "
-        "graph: an .npz file of its inputs by name; without it no data are used.",
+        help="Calibration text, .txt or .jsonl, or the name of a data set (extra `datasets`); without "
+        "it the model writes its own. Of an ONNX graph: an .npz file of its inputs by name; without "
+        "it no data are used.",
     ),
 ]
 CalibTokens = Annotated[

@@ -1,6 +1,8 @@
 """What calibration measures, against the plain model run whole; and the texts that it takes."""
 
 import json
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 import transformers
 from models import save_tiny
 
-from shiftadd_tvm import calibration_text, families, reference
+from shiftadd_tvm import calibration_text, dataset_text, families, reference
 from shiftadd_tvm.calibration import Calibration
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.checkpoint_base import Checkpoint
@@ -119,6 +121,50 @@ def test_bad_text_is_refused(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(BadFileError, match=sentence):
         calibration_text.read_text(tmp_path / name)
+
+
+@pytest.fixture()
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """Stand in for `datasets` with two data sets; return what was asked of it."""
+    rows = {"owner/notes": [{"text": "one"}, {"text": "two"}], "words": [{"word": "one"}]}
+    asked: list[tuple[object, ...]] = []
+
+    def load_dataset(path: str, config: str | None, **options: object) -> list[dict[str, str]]:
+        asked.append((path, config, options))
+        return rows[path]
+
+    module = types.ModuleType("datasets")
+    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    dataset_text.read.cache_clear()
+    return asked
+
+
+def test_a_data_set_gives_its_first_texts(
+    hub: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert calibration_text.read_text(Path("owner/notes:plain")) == "one\n\ntwo"
+    assert hub == [("owner/notes", "plain", {"split": "train", "streaming": True})]
+    dataset_text.read.cache_clear()
+    monkeypatch.setattr(dataset_text, "_ENOUGH", 3)
+    assert calibration_text.read_text(Path("owner/notes")) == "one"
+
+
+def test_a_data_set_that_cannot_be_used_is_refused(
+    hub: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"columns \['word'\], expected texts"):
+        calibration_text.read_text(Path("words"))
+    with pytest.raises(BadFileError, match="^nobody/nothing is not a file, and as a data set"):
+        calibration_text.read_text(Path("nobody/nothing"))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match=r"install shiftadd-tvm\[datasets\]"):
+        calibration_text.read_text(Path("owner/others"))
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "text.txt", "rows.jsonl", "../text/one", "a b", ""])
+def test_what_no_data_set_is_called(name: str) -> None:
+    assert not dataset_text.is_name(name)
 
 
 def test_empty_text_is_refused(checkpoint: Checkpoint) -> None:
