@@ -13,6 +13,7 @@ BASE = 600_000_000  # Python with torch
 # the golden ones
 PER_WEIGHT = 24
 PER_HEAD_WEIGHT = 12
+PER_CODED_WEIGHT = 36  # of a group under H: as read and rotated, its slopes, codes and their copies
 PER_MOMENT = 48  # of H: itself, rotated, ordered in float64, its factor and their inverses
 GROUPS = 2  # that are coded together
 SLABS = 4  # of states: what enters a block and leaves it, and what is computed between
@@ -42,7 +43,7 @@ def peak(decoder: Decoder, settings: QuantizeSettings, *, spill: bool = False) -
         variants = SENSITIVITY_BLOCKS * len(shapes) * compared
         block = sum(math.prod(shape) for shape in shapes.values())
         walk = max(walk, variants + block * PER_COMPARED_WEIGHT + head * PER_HEAD_WEIGHT)
-    coding = GROUPS * (layer * PER_WEIGHT + inputs**2 * PER_MOMENT)
+    coding = GROUPS * (layer * PER_CODED_WEIGHT + inputs**2 * PER_MOMENT)
     tuning = _tuning(decoder, states) if settings.amounts.steps else 0
     return BASE + max(plain, walk, coding, tuning)
 
