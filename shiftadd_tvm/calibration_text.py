@@ -7,11 +7,13 @@ model is used: with BOS, if its tokenizer adds one.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from shiftadd_tvm import dataset_text, families
 from shiftadd_tvm.checkpoint_base import Checkpoint
@@ -70,7 +72,8 @@ def _text_field(path: Path, number: int, line: str) -> str:
 
 def from_text(checkpoint: Checkpoint, text: str, tokens: int, seed: int) -> CalibrationData:
     """Return `tokens` tokens of `text` in windows, drawn without replacement by `seed`."""
-    content = checkpoint.tokenizer_files().get(TOKENIZER)
+    files = checkpoint.tokenizer_files()
+    content = files.get(TOKENIZER)
     if content is None:
         raise UsageError(
             f"{checkpoint.path} has no tokenizer.json, so a calibration text cannot be read; put "
@@ -80,7 +83,7 @@ def from_text(checkpoint: Checkpoint, text: str, tokens: int, seed: int) -> Cali
     ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
     if len(ids) < 2:
         raise UsageError("The calibration text has fewer than two tokens; give a longer one.")
-    first = _first(checkpoint)
+    first = _first(tokenizer, files, checkpoint)
     length = min(_window(checkpoint), len(ids) + len(first))
     taken = length - len(first)
     whole = ids[: len(ids) // taken * taken].reshape(-1, taken)
@@ -104,7 +107,10 @@ def written_by(checkpoint: Checkpoint, tokens: int, seed: int) -> CalibrationDat
     reference = ReferenceModel(checkpoint, keep=True)
     length = _window(checkpoint)
     generator = torch.Generator().manual_seed(seed)
-    first = torch.from_numpy(_first(checkpoint))
+    files = checkpoint.tokenizer_files()
+    content = files.get(TOKENIZER)
+    tokenizer = open_tokenizer(content, checkpoint.path) if content else None
+    first = torch.from_numpy(_first(tokenizer, files, checkpoint))
     written = []
     wanted = max(1, tokens // length)
     for start in range(0, wanted, _SEQUENCES):
@@ -133,14 +139,13 @@ def _require_finite(checkpoint: Checkpoint, likely: torch.Tensor) -> None:
         )
 
 
-def _first(checkpoint: Checkpoint) -> Array:
+def _first(
+    tokenizer: Tokenizer | None, files: Mapping[str, bytes], checkpoint: Checkpoint
+) -> Array:
     """Return the tokens that begin every text, int64 (0,) or (1,)."""
-    files = checkpoint.tokenizer_files()
-    content = files.get(TOKENIZER)
-    if content is None:
+    if tokenizer is None:
         return np.empty(0, np.int64)
-    config = read_config(files.get, checkpoint.path)
-    first = first_token(open_tokenizer(content, checkpoint.path), config)
+    first = first_token(tokenizer, read_config(files.get, checkpoint.path))
     return np.array([] if first is None else [first], np.int64)
 
 
