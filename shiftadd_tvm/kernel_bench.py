@@ -5,7 +5,7 @@ several linears side by side, each with weights of its own, which read one activ
 emits for each what it emits in a model (scale the activation, build its tables, look up and add) but
 for the rotation, which belongs to a whole input group. So the calls between operators cost what they
 cost in a model, Python's own call is spread over many linears, and every weight comes from memory:
-sets of weights are rotated that have `memory.COLD` bytes together.
+sets of weights are rotated that have `memory.cold_bytes()` together.
 """
 
 import time

@@ -33,7 +33,7 @@ class Request:
     threads: int = 1
     baselines: bool = False
     probe_bytes: int | None = None  # None: several times the last cache
-    cold_bytes: int = memory.COLD
+    cold_bytes: int | None = None  # None: more than the last cache keeps
     activations: str = "int16"
 
 
@@ -78,7 +78,8 @@ def _measure_shape(
     request: Request, shape: Shape, progress: Callable[[int, str], None]
 ) -> tuple[Fields, list[float]]:
     name = f"{shape[0]}x{shape[1]}"
-    common: Fields = {"shape": shape, "threads": request.threads, "cold_bytes": request.cold_bytes}
+    cold = request.cold_bytes or memory.cold_bytes()
+    common: Fields = {"shape": shape, "threads": request.threads, "cold_bytes": cold}
     ours = {
         **common,
         "bits": request.bits,

@@ -1,6 +1,5 @@
 """Buffers that are read from memory and not from a cache, and the roof that reading them gives."""
 
-import math
 import mmap
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,8 @@ import numpy as np
 
 LEAST_PROBE = 256 << 20  # bytes
 CACHES = 8  # how many times the last cache's size a probed buffer has
-COLD = 200_000_000  # bytes of weights that a bench of one operator goes through
+LEAST_COLD = 200_000_000  # bytes
+COLD_CACHES = 2  # how many times the last cache's size weights have that no cache keeps
 HUGE = 2 << 20
 
 Array = np.ndarray
@@ -29,6 +29,11 @@ def last_cache(folder: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int
 def probe_bytes() -> int:
     """Return the size of the buffer that a memory probe reads."""
     return max(LEAST_PROBE, -(-CACHES * last_cache() // HUGE) * HUGE)
+
+
+def cold_bytes() -> int:
+    """Return the bytes of weights to go through in turns, so that each comes from memory."""
+    return max(LEAST_COLD, COLD_CACHES * last_cache())
 
 
 def huge_zeros(nbytes: int) -> Array:
@@ -59,11 +64,6 @@ def probe_views(
         unit = threads * runs * columns
         views[name] = words[: words.size // unit * unit].reshape(threads, runs, -1, columns)
     return views
-
-
-def copies(nbytes: int) -> int:
-    """Return how many copies of a weight are `COLD` bytes."""
-    return max(math.ceil(COLD / nbytes), 1)
 
 
 def roof(rates: Mapping[str, Sequence[float]]) -> list[float]:

@@ -4,9 +4,10 @@ Every candidate is compiled in a fork of this process, which has imported everyt
 another. What crashes there, hangs, or computes other numbers than the untuned kernel costs one trial.
 A fork ends by itself after its time (SIGALRM), even when nobody is left to wait for it.
 
-Weights are rotated over copies that have as many bytes as the model's planes, at most `COLD`: they
-come from where they come from in the model, memory or a cache. A fork sees the parent's copies without
-copying them. Reported is the 25th percentile of single calls: a busy neighbour moves the mean.
+Weights are rotated over copies that have as many bytes as the model's planes, at most as many as no
+cache keeps: they come from where they come from in the model, memory or a cache. A fork sees the
+parent's copies without copying them. Reported is the 25th percentile of single calls: a busy neighbour
+moves the mean.
 """
 
 import json
@@ -29,7 +30,7 @@ from tvm.s_tir.meta_schedule.builder import BuilderResult, PyBuilder
 from tvm.s_tir.meta_schedule.runner import PyRunner, RunnerResult
 from tvm.s_tir.meta_schedule.runner.runner import PyRunnerFuture
 
-COLD = 200 << 20  # bytes of weights that no cache keeps
+COLD = 200 << 20  # bytes of weights that no cache of a board or a GPU keeps
 PERCENTILE = 25
 CALLS, SECONDS = 40, 0.15  # at least, of a candidate
 BUILD_TIMEOUT, RUN_TIMEOUT = 60, 20  # seconds
