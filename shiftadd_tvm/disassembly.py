@@ -19,7 +19,8 @@ class Instruction:
     address that it computes or reads at. `vector` says that it touches a vector register (or a mask,
     tile or x87 register). `loaded` and `stored` are bytes of memory; the stack traffic of calls is
     left out. `reads`, `writes` and `addresses` (those that form a memory address) are general registers.
-    `operands` is the rest of its assembly, where the decoder reads text (aarch64).
+    `operands` is the rest of its assembly, where the decoder reads text (aarch64); `immediate` the number
+    in it, where the decoder reads operands (x86-64).
     """
 
     address: int
@@ -35,6 +36,7 @@ class Instruction:
     writes: frozenset[str] = NONE
     addresses: frozenset[str] = NONE
     operands: str = ""
+    immediate: int | None = None
 
 
 def disassemble(content: bytes, address: int, machine: str) -> list[Instruction]:

@@ -9,10 +9,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from shiftadd_tvm.control_flow import Loop, find_loops, follow
-from shiftadd_tvm.disassembly import CALL, JUMP, UNKNOWN, Instruction, disassemble
+from shiftadd_tvm.disassembly import CALL, JUMP, NEXT, UNKNOWN, Instruction, disassemble
 from shiftadd_tvm.errors import BadFileError
 from shiftadd_tvm.instruction_classes import (
     CLASSES,
@@ -174,11 +175,18 @@ def _classes(instructions: Iterable[Instruction], code: Code) -> Counter[str]:
 
 def _busiest(loops: list[Loop], everything: list[Instruction]) -> tuple[Loop, bool]:
     """Return the innermost loop that is estimated to run most vector instructions, and whether no other
-    code comes near it: how often loops turn is not known."""
+    code comes near it: how often loops turn is not always known."""
     innermost = [loop for loop in loops if loop.innermost]
-    found = max(innermost, key=_work, default=Loop(tuple(everything), 0, True))
-    rivals = [_work(_own(loop, loops)) for loop in loops if loop is not found]
-    return found, _work(found) >= CLEAR * max(rivals, default=0)
+    turns = {loop: _turns(_own(loop, loops)) for loop in loops}
+
+    def work(part: Loop) -> float:
+        """Return how many vector instructions a part of a loop is estimated to run."""
+        around = [n for loop, n in turns.items() if set(part.instructions) <= set(loop.instructions)]
+        return sum(i.vector for i in part.instructions) * prod(around)
+
+    found = max(innermost, key=work, default=Loop(tuple(everything), 0, True))
+    rivals = [work(_own(loop, loops)) for loop in loops if loop is not found]
+    return found, work(found) >= CLEAR * max(rivals, default=0)
 
 
 def _own(loop: Loop, loops: list[Loop]) -> Loop:
@@ -191,9 +199,18 @@ def _own(loop: Loop, loops: list[Loop]) -> Loop:
     return Loop(own, loop.depth, loop.innermost)
 
 
-def _work(loop: Loop) -> int:
-    """Return how many vector instructions a loop is estimated to run."""
-    return int(sum(i.vector for i in loop.instructions) * TURNS**loop.depth)
+def _turns(loop: Loop) -> float:
+    """Return how often a loop turns, if it ends in a count up to a number; what holds loops comes
+    without them."""
+    compared = [i for i in loop.instructions if i.mnemonic == "cmp"]
+    if not compared:
+        return TURNS
+    last = compared[-1]
+    if last.immediate is None or len(last.reads) != 1 or last.immediate <= 0:
+        return TURNS
+    steps = [i for i in loop.instructions if i.writes & last.reads and i.flow == NEXT]
+    size = {"inc": 1, "add": steps[0].immediate}.get(steps[0].mnemonic) if len(steps) == 1 else None
+    return max(last.immediate / size, 1) if size and size > 0 else TURNS
 
 
 def _reached(code: Code, place: int) -> tuple[list[list[Instruction]], set[str]]:

@@ -97,19 +97,23 @@ def _scheduled(
 ) -> tuple[PrimFunc, str]:
     """Return the function scheduled, and whether by a record ("tuned") or by hand ("scheduled")."""
     source, found = "tuned", None
-    if defaults(module):
+    if defaults(module, backend):
         found = next(filter(None, (log.find(function, module, backend) for log in logs)), None)
     if found is None:
         source, schedule = "scheduled", Schedule(IRModule({"main": function}))
-        written = module.schedule(schedule, backend, **defaults(module))
+        written = module.schedule(schedule, backend, **defaults(module, backend))
         kept = dict(function.attrs)
         found = schedule.mod["main"] if written is None else written.with_attrs(kept)
     return found.with_attr("tirx.is_scheduled", True), source
 
 
-def defaults(module: ModuleType) -> dict[str, int]:
-    """Return the untuned value of each knob that a schedule module declares in `KNOBS`."""
-    return {name: knob.default for name, knob in getattr(module, "KNOBS", {}).items()}
+def defaults(module: ModuleType, backend: Backend) -> dict[str, int]:
+    """Return the untuned value of each knob that a schedule module declares in `KNOBS`.
+
+    `UNTUNED` of the module says, by instruction set, which ones differ.
+    """
+    found = {name: knob.default for name, knob in getattr(module, "KNOBS", {}).items()}
+    return found | getattr(module, "UNTUNED", {}).get(backend.isa, {})
 
 
 def lower(

@@ -64,7 +64,8 @@ def write_log(folder: Path, *records: Any, **meta: Any) -> Path:
 def test_a_record_gives_the_code_of_the_hand_schedule_with_its_knobs(tmp_path: Path) -> None:
     folder = write_log(tmp_path / "log", recorded(KNOBS))
     expected = probe.assembly(probe.by_hand(KNOBS))
-    assert expected != probe.assembly(probe.by_hand(pipeline.defaults(lut)))  # knobs do something
+    untuned = pipeline.defaults(lut, probe.BACKEND)
+    assert expected != probe.assembly(probe.by_hand(untuned))  # knobs do something
     here, elsewhere = probe.replay(folder), probed("replay", folder)
     assert here["counts"] == elsewhere["counts"] == {"tuned": 1, "scheduled": 0, "fallback": 0}
     assert here["assembly"] == expected

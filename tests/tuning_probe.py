@@ -74,7 +74,7 @@ def _schedule(sch: Schedule, preset: backend.Backend, *, kind: int) -> None:
     register = _lookup.register
     chosen = register if kind == GOOD else lambda tile: _bad(tile, kind)
     with mock.patch.object(_lookup, "register", chosen):
-        lut.schedule(sch, preset, **pipeline.defaults(lut))
+        lut.schedule(sch, preset, **pipeline.defaults(lut, preset))
 
 
 SABOTAGED = SimpleNamespace(

@@ -177,6 +177,14 @@ def _description(tile: Tile):
     return intrinsic(_buffers(tile), body)
 
 
+def prefetch(planes, step, tile) -> None:
+    """Ask for the planes that a later step of a tile reads."""
+    for r in range(tile.blocks if tile.prefetch else 0):
+        ahead = planes[r, 0, step + tile.prefetch // tile.rows, 0]
+        fetch = ("llvm.prefetch", T.address_of(ahead), 0, 3, 1)
+        T.evaluate(T.call_llvm_intrin("void", *fetch))
+
+
 class _Vectors:
     """The kernel for a tile in vectors: 2 look-ups a digit and vector, added in bytes where two fit."""
 
@@ -197,7 +205,7 @@ class _Vectors:
         with T.serial(0, self.tile.steps // self.tile.unroll) as outer:
             for inner in range(self.tile.unroll):
                 step = outer * self.tile.unroll + inner
-                self.prefetch(planes, step)
+                prefetch(planes, step, self.tile)
                 for at in np.ndindex(*self.shape[:-1]):
                     self.look_up(planes, tables, partial, step, at)
         for m, r, part in np.ndindex(*self.shape[:3]):
@@ -205,13 +213,6 @@ class _Vectors:
                 at = (m, r, 0, v, self.lanes(part))
                 total = sums[at] + self.view(partial, (m, r, part), v)
                 T.buffer_store(sums, total, list(at))
-
-    def prefetch(self, planes, step) -> None:
-        """Ask for the planes that a later step reads."""
-        for r in range(self.tile.blocks if self.tile.prefetch else 0):
-            ahead = planes[r, 0, step + self.tile.prefetch // self.tile.rows, 0]
-            fetch = ("llvm.prefetch", T.address_of(ahead), 0, 3, 1)
-            T.evaluate(T.call_llvm_intrin("void", *fetch))
 
     def look_up(self, planes, tables, partial, step, at) -> None:
         """Add the two look-ups of one vector and digit."""

@@ -6,6 +6,7 @@ else     a scalar load a row, any target
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,50 +14,68 @@ from tvm.s_tir import TensorIntrin
 from tvm.tirx.script import builder as T
 
 from shiftadd_tvm.ops.planes import ENTRIES, GROUP, VIEWS
-from shiftadd_tvm.schedules.llvm._lookup import Buffer, intrinsic
+from shiftadd_tvm.schedules.llvm._lookup import Buffer, intrinsic, prefetch
 
-VERSION = 3
+VERSION = 4
 
 
-def register(isa: str, rows: int, steps: int) -> str:
-    """Register (once) the intrinsic for `steps` steps of row blocks of `rows`; return its name."""
-    name = f"shiftadd.lut_float_{isa}{rows}_s{steps}_v{VERSION}"
+@dataclass(frozen=True)
+class Tile:
+    """What one call of the intrinsic covers, and how."""
+
+    isa: str
+    rows: int  # L, of a row block
+    blocks: int  # row blocks that share the loads of a table
+    steps: int
+    prefetch: int  # bytes ahead of the planes
+
+    @property
+    def lanes(self) -> int:
+        """Words of a step of one row block."""
+        return self.rows // VIEWS
+
+
+def register(tile: Tile) -> str:
+    """Register (once) the intrinsic of `tile`; return its name."""
+    sizes = f"{tile.isa}{tile.rows}_b{tile.blocks}_s{tile.steps}_pf{tile.prefetch}"
+    name = f"shiftadd.lut_float_{sizes}_v{VERSION}"
     if TensorIntrin.get(name, allow_missing=True) is None:
-        lanes, buffers = rows // VIEWS, _buffers(rows, steps)
-        body = (
-            _vectorized(lanes, steps, *LOOKUPS[isa]) if isa in LOOKUPS else _generic(lanes, steps)
-        )
+        vectors = tile.isa in LOOKUPS
+        body = _vectorized(tile, *LOOKUPS[tile.isa]) if vectors else _generic(tile)
         # sums of its own: fewer roundings at the size of the whole sum
-        kernel = intrinsic(buffers, body, ((VIEWS, lanes), "float32"))
-        TensorIntrin.register(name, _description(rows, steps), kernel)
+        kernel = intrinsic(_buffers(tile), body, ((tile.blocks, VIEWS, tile.lanes), "float32"))
+        TensorIntrin.register(name, _description(tile), kernel)
     return name
 
 
-def _buffers(rows: int, steps: int) -> list[Buffer]:
-    lanes = rows // VIEWS
+def _buffers(tile: Tile) -> list[Buffer]:
     return [
-        ("planes", (1, 1, steps, lanes), "uint32", "global"),
-        ("tables", (1, steps, 2, ENTRIES), "float32", "global"),
-        ("sums", (1, 1, 1, VIEWS, lanes), "float32", "global"),
+        ("planes", (tile.blocks, 1, tile.steps, tile.lanes), "uint32", "global"),
+        ("tables", (1, tile.steps, 2, ENTRIES), "float32", "global"),
+        ("sums", (1, tile.blocks, 1, VIEWS, tile.lanes), "float32", "global"),
     ]
 
 
-def _description(rows: int, steps: int):
+def _description(tile: Tile):
     # TVM drops loops of extent 1 from what it matches
-    several = ([steps], "R") if steps > 1 else ([], "")
+    extents = [tile.blocks, VIEWS, tile.lanes, tile.steps, 2, ENTRIES]
+    looped = [axis for axis, extent in enumerate(extents) if extent > 1]
 
     def body(planes, tables, sums):
-        with T.grid(VIEWS, rows // VIEWS, *several[0], 2, ENTRIES) as loops:
+        with T.grid(*(extents[axis] for axis in looped)) as loops:
             with T.sblock("one_hot"):
-                v, i, *step, half, entry = T.axis.remap(f"SS{several[1]}RR", list(loops))
-                step = step[0] if step else 0
+                bound = T.axis.remap("".join("SSSRRR"[axis] for axis in looped), list(loops))
+                at = [0] * len(extents)
+                for axis, variable in zip(looped, bound, strict=True):
+                    at[axis] = variable
+                b, v, i, step, half, entry = at
                 shift = T.Cast("uint32", v * 8 + half * GROUP)
-                index = T.bitwise_and(T.shift_right(planes[0, 0, step, i], shift), T.uint32(15))
+                index = T.bitwise_and(T.shift_right(planes[b, 0, step, i], shift), T.uint32(15))
                 value = tables[0, step, half, entry]
                 chosen = T.Select(index == T.Cast("uint32", entry), value, T.float32(0))
-                T.buffer_store(sums, sums[0, 0, 0, v, i] + chosen, [0, 0, 0, v, i])
+                T.buffer_store(sums, sums[0, b, 0, v, i] + chosen, [0, b, 0, v, i])
 
-    return intrinsic(_buffers(rows, steps), body)
+    return intrinsic(_buffers(tile), body)
 
 
 def _avx2(table, word, place: int):
@@ -79,42 +98,46 @@ def _avx512(table, word, place: int):
 LOOKUPS = {"avx2": (8, _avx2), "avx512": (16, _avx512)}  # lanes, and how they look up
 
 
-def _vectorized(lanes: int, steps: int, width: int, looked_up: Callable[..., Any]):
+def _vectorized(tile: Tile, width: int, looked_up: Callable[..., Any]):
     vectors = [
-        (v, T.Ramp(start * width, 1, width)) for start, v in np.ndindex(lanes // width, VIEWS)
+        (b, v, T.Ramp(start * width, 1, width))
+        for b, start, v in np.ndindex(tile.blocks, tile.lanes // width, VIEWS)
     ]
 
     def body(planes, tables, sums, partial):
-        for v, vector in vectors:
-            T.buffer_store(partial, T.Broadcast(T.float32(0), width), [v, vector])
-        with T.serial(0, steps) as step:
+        for b, v, vector in vectors:
+            T.buffer_store(partial, T.Broadcast(T.float32(0), width), [b, v, vector])
+        with T.serial(0, tile.steps) as step:
+            prefetch(planes, step, tile)
             table = lambda half: lambda entries: tables[0, step, half, entries]
-            for v, vector in vectors:
-                word = planes[0, 0, step, vector]
+            for b, v, vector in vectors:
+                word = planes[b, 0, step, vector]
                 values = [looked_up(table(h), word, v * 8 + h * GROUP) for h in range(2)]
-                T.buffer_store(partial, partial[v, vector] + (values[0] + values[1]), [v, vector])
-        for v, vector in vectors:
-            total = sums[0, 0, 0, v, vector] + partial[v, vector]
-            T.buffer_store(sums, total, [0, 0, 0, v, vector])
+                total = partial[b, v, vector] + (values[0] + values[1])
+                T.buffer_store(partial, total, [b, v, vector])
+        for b, v, vector in vectors:
+            total = sums[0, b, 0, v, vector] + partial[b, v, vector]
+            T.buffer_store(sums, total, [0, b, 0, v, vector])
 
     return body
 
 
-def _generic(lanes: int, steps: int):
+def _generic(tile: Tile):
     def body(planes, tables, sums, partial):
-        def entry(step, half, v, i):
-            shifted = T.shift_right(planes[0, 0, step, i], T.uint32(v * 8 + half * GROUP))
+        def entry(step, half, b, v, i):
+            shifted = T.shift_right(planes[b, 0, step, i], T.uint32(v * 8 + half * GROUP))
             index = T.Cast("int32", T.bitwise_and(shifted, T.uint32(ENTRIES - 1)))
             return tables[0, step, half, index]
 
-        with T.serial(0, lanes) as i:
+        with T.grid(tile.blocks, tile.lanes) as (b, i):
             for v in range(VIEWS):
-                T.buffer_store(partial, T.float32(0), [v, i])
-            with T.serial(0, steps) as step:
+                T.buffer_store(partial, T.float32(0), [b, v, i])
+            with T.serial(0, tile.steps) as step:
                 for v in range(VIEWS):
-                    value = entry(step, 0, v, i) + entry(step, 1, v, i)
-                    T.buffer_store(partial, partial[v, i] + value, [v, i])
+                    value = entry(step, 0, b, v, i) + entry(step, 1, b, v, i)
+                    T.buffer_store(partial, partial[b, v, i] + value, [b, v, i])
             for v in range(VIEWS):
-                T.buffer_store(sums, sums[0, 0, 0, v, i] + partial[v, i], [0, 0, 0, v, i])
+                total = sums[0, b, 0, v, i] + partial[b, v, i]
+                T.buffer_store(sums, total, [0, b, 0, v, i])
 
     return body

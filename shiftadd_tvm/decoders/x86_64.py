@@ -43,6 +43,7 @@ def decode(content: bytes, address: int) -> Iterator[Instruction]:
             loaded,
             stored,
             *_registers(iced, info, set(map(full, operands)), full, touches),
+            immediate=_immediate(iced, found, kinds),
         )
 
 
@@ -56,6 +57,14 @@ def _flows(kind: Any) -> dict[int, str]:
         kind.RETURN: STOP,
         kind.EXCEPTION: STOP,
     }
+
+
+def _immediate(iced: Any, found: Any, kinds: list[int]) -> int | None:
+    """Return the number that is an instruction's last operand."""
+    if not kinds or not _names("OpKind")[kinds[-1]].startswith("immediate"):
+        return None
+    number = int(found.immediate(len(kinds) - 1))
+    return number - (1 << 64) if number >> 63 else number
 
 
 def _is_wide(tests: Any, register: int) -> bool:

@@ -117,7 +117,7 @@ class Search:
             ) from error
 
     def _default(self) -> Schedule:
-        values = pipeline.defaults(self._module)
+        values = pipeline.defaults(self._module, self._backend)
         return space.candidate(self._mod, self._module, self._backend, values)
 
     def run(self, trials: int, until: float, progress: Progress) -> Found:
