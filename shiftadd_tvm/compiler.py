@@ -131,8 +131,9 @@ def held_as(module: IRModule, activations: str) -> str:
     """Return the loosest format in which the look-ups of a module hold activations, where `activations`
     was asked for: scales without a fast form leave them as they are."""
     functions = (f for _, f in module.functions_items() if isinstance(f, PrimFunc))
-    builds = ("lut_build", "lut_round", "lut_bits_build", "lut_tables_build", "lut_bits_group_build")
-    rounded = any((f.attrs or {}).get(OP) in builds for f in functions)
+    rounding = ("lut_build", "lut_fix", "lut_round")
+    gpu = ("lut_bits_build", "lut_tables_build", "lut_bits_group_build")
+    rounded = any((f.attrs or {}).get(OP) in rounding + gpu for f in functions)
     return activations if rounded else lut_float.NAME
 
 

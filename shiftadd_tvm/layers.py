@@ -191,15 +191,17 @@ def _multiplier(b: Builder, x: Expr, linear: Linear, activations: str, many: boo
         name, function = ("gemm", lut_block.product) if many else ("lut", lut_block.query)
         return _Multiplier(f"{name}_block", function, linear.block, [x], BLOCKED)
     columns = linear.block[1] if linear.block else 0
-    if many:  # with the numbers that the look-ups have: both phases give the same
-        if columns:
-            return _Multiplier("gemm_group", lut_group.product, (columns,), [rounded()], GROUPED)
-        return _Multiplier("gemm_planes", gemm.planes_product, (), [rounded()], SEPARABLE)
+    if many and columns:  # with the numbers that the look-ups have: both phases give the same
+        return _Multiplier("gemm_group", lut_group.product, (columns,), [rounded()], GROUPED)
+    if form is None and many:
+        return _Multiplier("gemm_planes", gemm.planes_product, (), [x], SEPARABLE)
     if form is None:
         tables = b.op("lut_float_build", (), lut_float.build, x)
         return _Multiplier("lut_float_query", lut_float.query, (), [tables], SEPARABLE)
-    built = b.op("lut_build", (form, columns), lambda v: lut.build(v, form, columns), x)
-    parts = [b.blocks.emit(relax.TupleGetItem(built, index)) for index in range(2)]
+    if many:
+        parts = _parts(b, b.op("lut_fix", (form,), lambda v: lut.fix(v, form), x))
+        return _Multiplier("gemm_fixed", gemm.fixed_product, (), parts, SEPARABLE)
+    parts = _parts(b, b.op("lut_build", (form, columns), lambda v: lut.build(v, form, columns), x))
     if columns:
         return _Multiplier("lut_group", lut_group.query, (columns, form), parts, GROUPED)
     return _Multiplier("lut_query", lut.query, (form,), parts, SEPARABLE)
@@ -215,16 +217,18 @@ def _fixed_multiplier(
         return _Multiplier("gemm_planes", gemm.planes_product, (), [rounded], SEPARABLE)
     if columns:
         grouped = lambda v: lut_bits_group.build(v, form, columns)
-        built = b.op("lut_bits_group_build", (form, columns), grouped, x)
-        parts = [b.blocks.emit(relax.TupleGetItem(built, index)) for index in range(2)]
+        parts = _parts(b, b.op("lut_bits_group_build", (form, columns), grouped, x))
         options = (columns, form)
         return _Multiplier("lut_bits_group", lut_bits_group.query, options, parts, GROUPED)
     bits = form.order == "fragments"
     kind, build = ("bits", lut_bits.build) if bits else ("tables", lut_bits.build_tables)
-    built = b.op(f"lut_{kind}_build", (form,), lambda v: build(v, form), x)
-    parts = [b.blocks.emit(relax.TupleGetItem(built, index)) for index in range(2)]
+    parts = _parts(b, b.op(f"lut_{kind}_build", (form,), lambda v: build(v, form), x))
     query = lut_bits.query if bits else lut_bits.query_tables
     return _Multiplier(f"lut_{kind}_query", query, (form,), parts, SEPARABLE)
+
+
+def _parts(b: Builder, pair: Expr) -> list[Expr]:
+    return [b.blocks.emit(relax.TupleGetItem(pair, index)) for index in range(2)]
 
 
 def _multiplied(b: Builder, stack: Linear, by: _Multiplier) -> Expr:

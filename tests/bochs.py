@@ -24,11 +24,11 @@ BUILD = (  # how a C compiler makes the program
 # Bochs 2.7 refuses gathers (0F38 90 to 93) and scatters (A0 to A3) by an index in the vector registers 16
 # to 31, which bit 3 of the fourth byte says: a fault of its own
 REFUSED = re.compile(r"\(invalid\) +; 62[0-9a-f][2a]..[0-9a-f][0-7][9a][0-3]")
-# the processor has AVX-512 F, CD, BW, DQ and VL: what x86-64-v4 means
+# of Bochs' processors the oldest that has what x86-64-v4 means and VNNI
 SETTINGS = """
 display_library: term
 config_interface: textconfig
-cpu: model=corei7_skylake_x, reset_on_triple_fault=0
+cpu: model=corei7_icelake_u, reset_on_triple_fault=0
 memory: guest=256, host=256
 romimage: file="{rom}", address={address:#x}
 ata0-master: type=disk, path="{disk}", cylinders={cylinders}, heads=16, spt=16
@@ -47,7 +47,8 @@ class RefusedGather(Exception):
 def without_gathers(target: Backend) -> Backend:
     """Return `target` for code that neither gathers nor scatters."""
     plain = ["+prefer-no-gather", "+prefer-no-scatter"]
-    return dataclasses.replace(target, target={**target.target, "mattr": plain})
+    named = [*target.target.get("mattr", []), *plain]
+    return dataclasses.replace(target, target={**target.target, "mattr": named})
 
 
 def load(program: Path, data: bytes) -> tuple[bytes, bytes]:

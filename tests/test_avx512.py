@@ -1,7 +1,7 @@
 """The preset for x86 with AVX-512: every operator is right under emulation, on odd sizes above all.
 
-The processor that Bochs is asked for has no more than the preset's features ask: any other instruction
-stops the machine, and fails the test.
+The processor that Bochs is asked for is the oldest of its own that has the preset's features: what newer
+ones have stops the machine, and fails the test.
 """
 
 import emulated_cases

@@ -91,7 +91,7 @@ MODELS = {
 }
 # (whether separable, whether read in whole numbers) -> what multiplies in decode, and in prefill
 PRODUCTS = {
-    "separable": {True: ("lut_query", "gemm_planes"), False: ("lut_float_query", "gemm_planes")},
+    "separable": {True: ("lut_query", "gemm_fixed"), False: ("lut_float_query", "gemm_planes")},
     "row-group": {True: ("lut_group", "gemm_group"), False: ("lut_block", "gemm_block")},
 }
 
@@ -245,8 +245,9 @@ def test_prefill_is_labelled_as_gemm(lowered: IRModule, case: Case) -> None:
     found = Counter(op for op, _ in kernels_called(lowered, "prefill"))
     assert found[case.products[1]] == len(all_stacks(case))
     looked_up = {op for op in found if op.startswith("lut_")}
-    whole = case.products[0] in ("lut_query", "lut_group")  # the numbers that decode looks up
-    assert looked_up == ({"lut_round"} if whole else set()) and "dense" not in found
+    # the numbers that decode looks up
+    whole = {"lut_query": {"lut_fix"}, "lut_group": {"lut_round"}}
+    assert looked_up == whole.get(case.products[0], set()) and "dense" not in found
     logits = [op for op, _ in kernels_called(lowered, "logits")]
     assert logits == ["gemm_dense"]
 

@@ -114,7 +114,9 @@ def test_shapes_with_edges_equal_the_reference(target: Backend, name: str) -> No
 
 
 @pytest.mark.parametrize("target", stand_ins.targets(), ids=lambda target: target.name)
-@pytest.mark.parametrize("op", ["lut_build", "lut_float_query", "gemm_planes", "gemm_block"])
+@pytest.mark.parametrize(
+    "op", ["lut_build", "lut_float_query", "gemm_planes", "gemm_fixed", "gemm_block"]
+)
 def test_stand_ins_compute_the_rest_too(target: Backend, op: str) -> None:
     """Tables and prefill's panels for row blocks of 64, and the float look-ups."""
     for shape in (test_ops.Shape(3, 70, 101, 3, 2, True), test_ops.Shape(1, 128, 1100, 2, 1)):
@@ -201,6 +203,9 @@ def test_hostile_rows_keep_to_themselves(target: Backend, form: lut.Format) -> N
     np.testing.assert_array_equal(found, expected)
     assert np.isnan(found[lost]).all() and np.isfinite(found[:7]).all()
     assert not found[:2].any() and np.abs(found[2:7]).max(axis=1).all()
+    fixed, exponent = kernels.run_op("lut_fix", lambda v: lut.fix(v, form), [x], preset=target)
+    np.testing.assert_array_equal(fixed[:, : x.shape[1]], q)
+    assert (exponent[:, 0] == lut.NOT_FINITE).tolist() == lost
     rounded = kernels.run_op("lut_round", lambda v: lut.rounded(v, form), [x], preset=target)
     values = np.ldexp(q.astype(np.float32), np.minimum(exponents, 64)[:, None].astype(np.int32))
     values[lost] = np.nan

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import te
 
-from shiftadd_tvm import bcq, powers
+from shiftadd_tvm import backend, bcq, powers
 from shiftadd_tvm.ops import elementwise, gemm, hadamard, lut, lut_block, lut_float, shift
+from shiftadd_tvm.ops import planes as order
 
 SMALLEST_NORMAL = 2.0**-126
 HOSTILE = np.array(
@@ -113,6 +114,9 @@ def test_whole_numbers_of_hostile_values_are_bit_exact(form: lut.Format, preset:
     found = kernels.run_op("lut_build", lambda v: lut.build(v, form), [x], preset=preset)
     for array, expected in zip(found, lut.reference_build(x, form), strict=True):
         np.testing.assert_array_equal(array, expected)
+    found = kernels.run_op("lut_fix", lambda v: lut.fix(v, form), [x], preset=preset)
+    for array, expected in zip(found, lut.reference_fix(x, form), strict=True):
+        np.testing.assert_array_equal(array, expected)
     rounded = kernels.run_op("lut_round", lambda v: lut.rounded(v, form), [x], preset=preset)
     np.testing.assert_array_equal(rounded, lut.reference_rounded(x, form))
 
@@ -163,7 +167,7 @@ def test_both_phases_hold_the_same_whole_numbers(name: str, error: float, inputs
     form, (shifted, operands, expected) = lut.FORMATS[name], _shifted(inputs)
     largest = max(1.0, np.abs(expected).max())
     looked_up = lut.reference_query(*lut.reference_build(shifted, form), *operands, form)
-    multiplied = gemm.reference_planes(lut.reference_rounded(shifted, form), *operands)
+    multiplied = gemm.reference_fixed(*lut.reference_fix(shifted, form), *operands)
     np.testing.assert_allclose(multiplied, looked_up, rtol=0, atol=1e-6 * largest)
     np.testing.assert_allclose(looked_up, expected, rtol=0, atol=error * largest)
 
@@ -177,3 +181,65 @@ def test_block_scales_agree_with_dense(rows: int, columns: int) -> None:
     x = rng.standard_normal((2, k)).astype(np.float32)
     found = lut_block.reference_query(x, w.planes, codes, rows, columns)
     np.testing.assert_allclose(found, x @ bcq.dequantize(w).T, rtol=0, atol=1e-3)
+
+
+def _fixed_products(
+    preset: str, fixed: np.ndarray, exponent: np.ndarray, planes: np.ndarray, levels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `gemm_fixed` computes with r = 1, compiled and by its reference."""
+    target, n = backend.load(preset), planes.shape[1]
+    row_terms = np.full((n, 1), powers.EXPONENT_BIAS, np.uint8)
+    blocks = order.row_blocks(n, target.rows)
+    packed = [
+        order.pack(planes, target.rows),
+        np.tile(levels, (blocks, 1, 1)),
+        order.pack_row_terms(row_terms, target.rows),
+    ]
+    compute = lambda q, e, p, c, r: gemm.fixed_product(q, e, p, c, r, n)
+    given = [fixed, exponent, *packed]
+    found = kernels.run_op("gemm_fixed", compute, given, symbolic=(0, 1), preset=preset)
+    return found, gemm.reference_fixed(fixed, exponent, planes, levels, row_terms)
+
+
+@pytest.mark.parametrize("preset", kernels.PRESETS)
+def test_fixed_products_of_the_largest_numbers(preset: str) -> None:
+    """All 12 bits of c in use and every sum as large as it can be; a row that is not finite."""
+    rng, inputs = np.random.default_rng(8), 8 * 48
+    levels = (powers.EXPONENT_BIAS - np.arange(12)).reshape(3, 4).T.astype(np.uint8)
+    planes = np.full((4, 70, inputs // 8), 255, np.uint8)
+    planes[:, 1:64] = rng.integers(0, 256, (4, 63, inputs // 8))
+    planes[:, 69] = 0
+    fixed = np.full((8, inputs), 4095, np.int16)
+    fixed[1] = -4095
+    fixed[2:] = rng.integers(-4095, 4096, (6, inputs))
+    exponent = np.array([[64, 0, 128, 64, 1, 64, lut.NOT_FINITE, 64]], np.uint32).T
+    found, expected = _fixed_products(preset, fixed, exponent, planes, levels)
+    assert np.isnan(found[6]).all() and np.isnan(expected[6]).all()
+    found, expected = (np.delete(y, 6, axis=0) for y in (found, expected))
+    largest = np.abs(expected).max(axis=1, keepdims=True)
+    assert (np.abs(found - expected) <= 1e-6 * largest).all()
+
+
+@pytest.mark.parametrize("preset", kernels.PRESETS)
+@pytest.mark.parametrize(
+    ("levels", "error"),
+    [
+        ([[0], [0]], 0.0),
+        ([[64], [64 - 30]], 2 * 2.0**-11),
+        ([[127], [255]], 1e-6),
+        ([[1], [129]], 1e-6),
+    ],
+    ids=["absent", "far apart", "largest", "least"],
+)
+def test_fixed_products_of_hostile_scales(
+    levels: list[list[int]], error: float, preset: str
+) -> None:
+    rng = np.random.default_rng(9)
+    planes = rng.integers(0, 256, (2, 65, 9), np.uint8)
+    fixed = rng.integers(-4095, 4096, (7, 72)).astype(np.int16)
+    exponent = np.full((7, 1), powers.EXPONENT_BIAS, np.uint32)
+    codes = np.array(levels, np.uint8)
+    found, expected = _fixed_products(preset, fixed, exponent, planes, codes)
+    size = shift.reference_terms(np.ones(1, np.float32), codes)
+    bound = error * np.abs(size).max() * np.abs(fixed).sum(axis=1, dtype=np.int64)
+    assert (np.abs(found - expected) <= bound[:, None]).all()

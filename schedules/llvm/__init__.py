@@ -8,10 +8,20 @@ CORES = 4
 
 
 def _x86(
-    name: str, level: str, isa: str, lanes: int, rows: int, features: tuple[str, ...]
+    name: str,
+    level: str,
+    isa: str,
+    lanes: int,
+    rows: int,
+    features: tuple[str, ...],
+    beyond: dict[str, str] | None = None,
 ) -> Backend:
-    target = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": level, "num-cores": CORES}
-    return Backend(name, "llvm", target, "x86_64", features, isa, lanes, rows)
+    """Return a preset for x86-64; `beyond` maps Linux's name of a feature beyond `level` to LLVM's."""
+    beyond = beyond or {}
+    target: dict[str, object] = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": level}
+    target |= {"mattr": [f"+{feature}" for feature in beyond.values()]} if beyond else {}
+    target |= {"num-cores": CORES}
+    return Backend(name, "llvm", target, "x86_64", (*features, *beyond), isa, lanes, rows)
 
 
 def _arm(
@@ -33,6 +43,7 @@ def _arm(
 
 AVX2 = ("avx2", "bmi2", "f16c", "fma")
 AVX512 = ("avx512bw", "avx512dq", "avx512f", "avx512vl")
+VNNI = {"avx512_vnni": "avx512vnni"}  # sums of products in prefill: since Cascade Lake and Zen 4
 
 # What compilers may use for a processor beyond the first ARMv8, as Linux and LLVM name it. The
 # look-ups need NEON alone; whatever else a processor has serves prefill and the elementwise rest.
@@ -53,7 +64,7 @@ ARM_LIMITED = 0x41  # the implementer's number in a processor's identification r
 PRESETS = {
     preset.name: preset
     for preset in (
-        _x86("x86-avx512", "x86-64-v4", "avx512", 16, 64, AVX2 + AVX512),
+        _x86("x86-avx512", "x86-64-v4", "avx512", 16, 64, AVX2 + AVX512, VNNI),
         _x86("x86-avx2", "x86-64-v3", "avx2", 8, 64, AVX2),
         _x86("x86-64", "x86-64-v2", "generic", 8, 32, ("sse4_2", "ssse3")),
         _arm("arm-neoverse-v1", V1, "neoverse-v1", 0xD40),

@@ -14,7 +14,7 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     reductions = [
         partial
         for name in ("peak", "total")
-        for partial in _split_reduction(sch, sch.get_sblock(name), backend.lanes)
+        for partial in split_reduction(sch, sch.get_sblock(name), backend.lanes)
     ]
     *stages, last = sch.get_child_blocks(sch.get_sblock("root"))
     row = sch.get_loops(last)[0]
@@ -30,13 +30,13 @@ def schedule(sch: Schedule, backend: Backend) -> None:
             sch.unroll(digit)
             sch.vectorize(entry)
         elif name in ("fixed", "lowest", "rounded"):
-            _vectorize(sch, stage, backend.lanes)
+            vectorize(sch, stage, backend.lanes)
     for partial in reductions:  # last: afterwards TVM refuses to annotate loops
         start = sch.decompose_reduction(partial, sch.get_loops(partial)[-2])
         sch.vectorize(sch.get_loops(start)[-1])
 
 
-def _split_reduction(sch: Schedule, stage, lanes: int) -> list[SBlockRV]:
+def split_reduction(sch: Schedule, stage, lanes: int) -> list[SBlockRV]:
     """Sum `lanes` numbers at once; return what is to be decomposed in the end."""
     loop = sch.get_loops(stage)[-1]
     if int(sch.get(loop).extent) % lanes:
@@ -47,7 +47,8 @@ def _split_reduction(sch: Schedule, stage, lanes: int) -> list[SBlockRV]:
     return [partial]
 
 
-def _vectorize(sch: Schedule, stage, lanes: int) -> None:
+def vectorize(sch: Schedule, stage, lanes: int) -> None:
+    """Make vectors of the innermost loop of a stage, if it has whole ones."""
     loop = sch.get_loops(stage)[-1]
     if int(sch.get(loop).extent) % lanes == 0:
         _, vector = sch.split(loop, [None, lanes])

@@ -1,8 +1,12 @@
 """gemm: many rows of activations times a matrix that is widened panel by panel (prefill).
 
-Unlike `lut`, this multiplies: planes are dequantized to dense float32 panels of 2 L columns, which
-a register-blocked product reads. It is labelled so wherever operations are counted. The number of
-rows is symbolic; rows are cut into static tiles of `ROWS`, the last one padded with zeros.
+Unlike `lut`, this multiplies: planes are dequantized to dense panels, which a register-blocked product
+reads. It is labelled so wherever operations are counted. The number of rows is symbolic; rows are cut
+into static tiles of `ROWS`, the last one padded with zeros.
+
+    gemm_planes  of float32 activations
+    gemm_fixed   of the whole numbers that `lut_fix` makes: by the definition here in float32, which a
+                 schedule may replace by whole numbers throughout
 """
 
 import numpy as np
@@ -18,6 +22,19 @@ ROWS = 6  # rows of a register tile: 6 × 2 vectors of accumulators fit 16 vecto
 
 def planes_product(values, planes, plane_terms, row_terms, outputs: int, bias=None):
     """Return y (n, N) float32 of values (n, K) and a separable packed linear (see `lut.query`)."""
+    tile, shape = planes_tile(values, planes, _levels(planes, plane_terms), outputs)
+    return lut.scale_rows(tile, shape, row_terms, bias)
+
+
+def fixed_product(fixed, exponent, planes, plane_terms, row_terms, outputs: int, bias=None):
+    """Return y (n, N) float32 from the results of `lut.fix` and a separable packed linear."""
+    tile, shape = planes_tile(fixed, planes, _levels(planes, plane_terms), outputs)
+    scaled = lambda m, n: lut.unfixed(tile(m, n), exponent[m, 0])
+    return lut.scale_rows(scaled, shape, row_terms, bias)
+
+
+def _levels(planes, plane_terms):
+    """Return (p, n, k) -> c of row n's block in plane p, as float32."""
     blocks, count, terms = (int(size) for size in plane_terms.shape)
     one = const(1.0, "float32")
     levels = te.compute(
@@ -26,8 +43,7 @@ def planes_product(values, planes, plane_terms, row_terms, outputs: int, bias=No
         name="levels",
     )
     rows = words.ROWS if len(planes.shape) > 4 else int(planes.shape[3]) * order.VIEWS
-    tile, shape = planes_tile(values, planes, lambda p, n, k: levels[n // rows, p], outputs)
-    return lut.scale_rows(tile, shape, row_terms, bias)
+    return lambda p, n, k: levels[n // rows, p]
 
 
 def planes_tile(values, planes, level, outputs: int):
@@ -82,9 +98,10 @@ def _product(values, element, panels: int, lanes: int, outputs: int):
     count, inputs = values.shape[0], int(values.shape[1])
     tiles, width = (count + (ROWS - 1)) // ROWS, 2 * lanes
     zero = const(0.0, "float32")
+    value = lambda m, k: values[m, k].astype("float32")
     rows = te.compute(
         (tiles, inputs, ROWS),
-        lambda t, k, i: te.if_then_else(t * ROWS + i < count, values[t * ROWS + i, k], zero),
+        lambda t, k, i: te.if_then_else(t * ROWS + i < count, value(t * ROWS + i, k), zero),
         name="rows",
     )
     panel = te.compute((panels, inputs, width), element, name="panel")
@@ -111,4 +128,22 @@ def reference_planes(
     return y if bias is None else y + bias
 
 
-REFERENCES = {"gemm_planes": reference_planes, "gemm_dense": dense.reference_dense}
+def reference_fixed(
+    fixed: Array,
+    exponent: Array,
+    planes: Array,
+    plane_terms: Array,
+    row_terms: Array,
+    bias: Array | None = None,
+) -> Array:
+    """Return y (n, N) float32 of the results of `lut.reference_fix` and what `reference_planes` takes."""
+    width = planes.shape[-1] * order.STEP
+    values = lut.reference_unfixed(fixed[:, :width], exponent[:, 0].astype(np.int64))
+    return reference_planes(values, planes, plane_terms, row_terms, bias)
+
+
+REFERENCES = {
+    "gemm_planes": reference_planes,
+    "gemm_fixed": reference_fixed,
+    "gemm_dense": dense.reference_dense,
+}

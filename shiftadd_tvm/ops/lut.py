@@ -134,8 +134,21 @@ def unfixed(value, exponent):
     return Select(exponent == _u32(NOT_FINITE), nan, shift(value, exponent))
 
 
+def fix(values, form: Format):
+    """Return fixed (n, 8 KB) int16, q and behind it zeros up to whole steps, and exponent (n, 1) uint32,
+    e + 64, of values (n, K) float32: what prefill multiplies with."""
+    rows, inputs = values.shape[0], int(values.shape[1])
+    held, exponent = fixed(values, form)
+    width = order.steps(inputs) * order.STEP
+    if width > inputs:
+        inside = lambda m, k: te.if_then_else(k < inputs, held[m, k], const(0, "int16"))
+        held = te.compute((rows, width), inside, name="padded")
+    return [held, te.compute((rows, 1), lambda m, _: exponent(m), name="exponent")]
+
+
 def rounded(values, form: Format):
-    """Return values (n, K) float32 as the look-ups hold them: what prefill multiplies with."""
+    """Return values (n, K) float32 as the look-ups hold them: what prefill multiplies with where scales
+    stand inside its sums."""
     held, scale = _fixed(values, form)
     back = lambda m, k: unfixed(held[m, k].astype("float32"), scale[m, 0])
     return te.compute(values.shape, back, name="rounded")
@@ -285,6 +298,14 @@ def reference_rounded(values: Array, form: Format) -> Array:
     return reference_unfixed(*reference_fixed(values, form))
 
 
+def reference_fix(values: Array, form: Format) -> tuple[Array, Array]:
+    """Return fixed (n, 8 KB) int16 and exponent (n, 1) uint32 of values (n, K) float32."""
+    held, exponents = reference_fixed(values, form)
+    padded = np.zeros((len(held), order.steps(held.shape[1]) * order.STEP), np.int16)
+    padded[:, : held.shape[1]] = held
+    return padded, exponents[:, None].astype(np.uint32)
+
+
 def reference_build(values: Array, form: Format, columns: int = 0) -> tuple[Array, Array]:
     """Return tables (M, KB, 2, digits, 16) uint8 and scale (M, 1 + C) uint32 of values (M, K)."""
     fixed, exponents = reference_fixed(values, form)
@@ -328,6 +349,7 @@ def reference_query(
 
 
 REFERENCES = {
+    "lut_fix": reference_fix,
     "lut_round": reference_rounded,
     "lut_build": reference_build,
     "lut_query": reference_query,

@@ -1,7 +1,7 @@
 """Up to how many tokens look-ups beat prefill's product: measured for a target, not guessed.
 
 For each number of tokens that decoding is compiled for, the look-ups (tables and queries) and
-`gemm_planes` on the same weights take turns, each compiled as it would be in a library: by the log that
+`gemm_fixed` on the same weights take turns, each compiled as it would be in a library: by the log that
 has just been made. Prefill widens its panels at every call, so its time hardly depends on the tokens.
 """
 
@@ -78,11 +78,14 @@ def _turns(
     shape = replace(task.bytewise, tokens=tokens)
     given = tasks.data(replace(task, shape=shape), backend.rows)
     compile_ = lambda function: _compiled(function, backend, logs, folder)
-    query, multiply = (
+    build, query = (
+        compile_(tasks.build_function(shape)),
         compile_(shape.function(backend.rows)),
+    )
+    fix, multiply = (
+        compile_(tasks.fix_function(shape)),
         compile_(tasks.gemm_function(shape, backend.rows)),
     )
-    build = compile_(tasks.build_function(shape))
     x = np.random.default_rng(0).standard_normal((tokens, shape.inputs)).astype(np.float32)
     values = tvm.runtime.tensor(x)
     result = tvm.runtime.empty(*given.output)
@@ -92,7 +95,13 @@ def _turns(
         build(values, tables, scale)
         query(tables, scale, *weights, result)
 
-    product = lambda index: multiply(values, *given.sets[index][2:], result)
+    fixed = tvm.runtime.empty((tokens, shape.inputs), "int16")
+    exponent = tvm.runtime.empty((tokens, 1), "uint32")
+
+    def product(index: int) -> None:
+        fix(values, fixed, exponent)
+        multiply(fixed, exponent, *given.sets[index][2:], result)
+
     return measure.seconds([look_up, product], len(given.sets))
 
 

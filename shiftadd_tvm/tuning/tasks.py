@@ -19,6 +19,7 @@ from tvm.tirx import IntImm, PrimFunc
 
 from shiftadd_tvm import shapes
 from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.benchmark import memory
 from shiftadd_tvm.families import Config
 from shiftadd_tvm.ops import OP, gemm, lut, lut_bits, words
 from shiftadd_tvm.ops import planes as order
@@ -27,7 +28,7 @@ from shiftadd_tvm.powers import EXPONENT_BIAS
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.tuning import word_shapes
 from shiftadd_tvm.tuning.emitted import emitted, sizes_of
-from shiftadd_tvm.tuning.measure import COLD, Data
+from shiftadd_tvm.tuning.measure import Data
 from shiftadd_tvm.tuning.word_shapes import WordShape
 
 DEFAULTS = QuantizeSettings()
@@ -117,11 +118,17 @@ class Task:
 
 
 def gemm_function(shape: Shape, rows: int) -> PrimFunc:
-    """Return the `gemm_planes` that prefill runs in the place of `shape`'s look-up."""
+    """Return the `gemm_fixed` that prefill runs in the place of `shape`'s look-up."""
     n = tirx.Var("n", "int64")
-    tensors = [([n, shape.inputs], "float32"), *shape.tensors(rows)[2:]]
-    compute = lambda v, p, c, r, *b: gemm.planes_product(v, p, c, r, shape.outputs, *b)
-    return emitted("gemm_planes", compute, tensors)
+    fixed = [([n, shape.inputs], "int16"), ([n, 1], "uint32")]
+    compute = lambda q, e, p, c, r, *b: gemm.fixed_product(q, e, p, c, r, shape.outputs, *b)
+    return emitted("gemm_fixed", compute, [*fixed, *shape.tensors(rows)[2:]])
+
+
+def fix_function(shape: Shape) -> PrimFunc:
+    """Return the `lut_fix` that makes what `gemm_function` multiplies."""
+    values = [([tirx.Var("n", "int64"), shape.inputs], "float32")]
+    return emitted("lut_fix", lambda v: lut.fix(v, FORMATS[shape.digits]), values)
 
 
 def build_function(shape: Shape) -> PrimFunc:
@@ -230,16 +237,16 @@ def _matrices(config: Config) -> tuple[int, list[tuple[int, int, bool]]]:
     return layers, [(*pair, bias) for pair in pairs]
 
 
-def data(task: Task, rows: int, cold: int = COLD) -> Data:
+def data(task: Task, rows: int, cold: int | None = None) -> Data:
     """Return random arguments: the same ones each time, weights in as many copies as they need.
 
-    Copies have `model_bytes` together, at most `cold`.
+    Copies have `model_bytes` together, at most `cold` (default: what no cache of this machine keeps).
     """
     rng = np.random.default_rng(0)
     tensors = task.shape.tensors(rows)
     first = [tvm.runtime.tensor(_random(rng, task.bytewise, *t)) for t in tensors]
     planes = first[2].numpy()
-    wanted = min(task.model_bytes, cold)
+    wanted = min(task.model_bytes, memory.cold_bytes() if cold is None else cold)
     sets = [first]
     for _ in range(1, max(1, -(-wanted // planes.nbytes))):
         sets.append([*first[:2], tvm.runtime.tensor(planes), *first[3:]])
