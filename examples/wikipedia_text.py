@@ -2,7 +2,8 @@
 
 Every third article goes to the test text, the others to the calibration text. The cleaning rules
 are frozen: reported perplexities are compared across versions, so every byte of the result counts
-(`fetch_data.py` checks its sha256).
+(`fetch_data.py` checks its sha256). A second text for evaluation, of another kind, is the wheel's
+background corpus of M. D. Lee: 299 reports of Australian radio news.
 """
 
 import bz2
@@ -15,6 +16,7 @@ from pathlib import Path
 DUMP_MEMBER = (
     "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 )
+NEWS_MEMBER = "gensim/test/test_data/lee_background.cor"  # a report a line
 MIN_LINE = 150  # characters; shorter lines are headings, captions and list items
 MIN_PARAGRAPHS = 5
 LAST_SECTIONS = re.compile(r"References|External links|See also|Further reading|Notes")
@@ -40,7 +42,7 @@ MARKUP = (
 
 
 def extract_texts(wheel: zipfile.ZipFile, folder: Path) -> None:
-    """Write text/wikipedia_test.txt and text/wikipedia_calibration.txt below `folder`."""
+    """Write wikipedia_test.txt, wikipedia_calibration.txt and news_test.txt into text/ of `folder`."""
     dump = bz2.decompress(wheel.read(DUMP_MEMBER)).decode("utf-8")
     texts = list(articles(dump))
     (folder / "text").mkdir()
@@ -49,6 +51,7 @@ def extract_texts(wheel: zipfile.ZipFile, folder: Path) -> None:
         folder / "text" / "wikipedia_calibration.txt",
         [text for index, text in enumerate(texts) if index % 3],
     )
+    _write(folder / "text" / "news_test.txt", wheel.read(NEWS_MEMBER).decode("ascii").splitlines())
 
 
 def articles(dump: str) -> Iterator[str]:

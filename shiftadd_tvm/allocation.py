@@ -24,24 +24,43 @@ def allocate(costs: Costs, sizes: Mapping[str, int], budget: float) -> dict[str,
 
     `sizes` are the weights of each linear. Raises `UsageError` where even the fewest bits are more.
     """
-    linears = list(costs)
-    choices = [(row, bits) for row, linear in enumerate(linears) for bits in sorted(costs[linear])]
-    rows = np.array([row for row, _ in choices])
-    weight = np.array([sizes[linears[row]] * bits for row, bits in choices], float)
-    cost = np.array([costs[linears[row]][bits] for row, bits in choices])
-    least = sum(min(costs[linear]) * sizes[linear] for linear in linears)
+    least = sum(min(costs[linear]) * sizes[linear] for linear in costs)
     if least > budget * (1 + 1e-9):
         raise UsageError(
             f"The bits of the linears can be {least / sum(sizes.values()):.3f} on average at the "
             f"least, the budget is {budget / sum(sizes.values()):.3f}; allow more."
         )
+    return _choose(costs, {n: {b: b * sizes[n] for b in by_bits} for n, by_bits in costs.items()}, budget)
+
+
+def allocate_time(costs: Costs, microseconds: Costs, budget: float) -> dict[str, int]:
+    """Return the bits of each linear whose `microseconds` together are at most `budget`, at the least
+    total cost; only bits whose time is known. Raises `UsageError` where even the fastest take longer."""
+    known = {
+        linear: {b: cost for b, cost in by_bits.items() if b in microseconds[linear]}
+        for linear, by_bits in costs.items()
+    }
+    least = sum(min(microseconds[linear][b] for b in known[linear]) for linear in known)
+    if least > budget * (1 + 1e-9):
+        raise UsageError(
+            f"The linears take {least:.0f} us a token at the least, the budget is {budget:.0f} us; "
+            "allow more."
+        )
+    return _choose(known, microseconds, budget)
+
+
+def _choose(costs: Costs, amounts: Costs, budget: float) -> dict[str, int]:
+    linears = list(costs)
+    choices = [(row, bits) for row, linear in enumerate(linears) for bits in sorted(costs[linear])]
+    rows = np.array([row for row, _ in choices])
+    weight = np.array([amounts[linears[row]][bits] for row, bits in choices], float)
+    cost = np.array([costs[linears[row]][bits] for row, bits in choices])
     one_each = sparse.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))))
-    total = sum(sizes.values())
     found = optimize.milp(
         cost / cost.max() if cost.max() > 0 else cost,
         constraints=[
             optimize.LinearConstraint(one_each, 1, 1),
-            optimize.LinearConstraint(weight[None] / total, ub=budget / total * (1 + 1e-9)),
+            optimize.LinearConstraint(weight[None] / budget, ub=1 + 1e-9),
         ],
         integrality=np.ones(len(rows)),
         bounds=optimize.Bounds(0, 1),

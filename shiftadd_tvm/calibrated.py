@@ -20,7 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shiftadd_tvm import allocation, calibration, calibration_text, distillation, heap
+from shiftadd_tvm import (
+    allocation,
+    calibration,
+    calibration_text,
+    distillation,
+    heap,
+    latencies,
+    paper_criterion,
+)
 from shiftadd_tvm.bcq import MAX_BITS
 from shiftadd_tvm.calibration_text import CalibrationData
 from shiftadd_tvm.checkpoint_base import Checkpoint
@@ -46,6 +54,7 @@ R = TypeVar("R")
 # by which one bit more multiplies the expected loss: between 2, 3 and 4 bits of SmolLM2-135M's linears
 # its logarithm is -1.20, with a deviation of 0.06 from linear to linear
 LOSS_PER_BIT = 0.30
+METHOD = 2  # to be raised when what an interrupted run left comes to mean something else
 WORKERS = 2  # groups that are coded together: each holds its matrices and the factor of its H
 _WINDOWS, _STATES, _DATA = "windows.safetensors", "states.safetensors", "data.json"
 _ENERGIES, _COSTS = "energies.json", "costs.json"
@@ -70,12 +79,13 @@ class Calibrated:
         self._checkpoint, self._decoder, self._settings = checkpoint, decoder, settings
         self._store, self._report = store, report
         self._blocks = decoder.blocks()
-        shapes = decoder.linear_shapes()
-        self._sizes = {
-            f"{block}.{name}": math.prod(shape)
+        shapes = {
+            f"{block}.{name}": shape
             for block in self._blocks
-            for name, shape in shapes.items()
+            for name, shape in decoder.linear_shapes().items()
         }
+        self._sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        self._shapes = {name: latencies.shape_name(shape) for name, shape in shapes.items()}
 
     def measure(self) -> dict[str, object]:
         """Measure what is not measured yet; return the description of the data."""
@@ -159,9 +169,30 @@ class Calibrated:
 
     def allocate(self) -> dict[str, int]:
         """Return the bits of every linear whose average is at most what was asked for."""
-        costs = self.costs_of(self._blocks)
+        measured = self._settings.measures_losses
+        costs = self.costs_of(self._blocks) if measured else self._by_the_paper()
+        if self._settings.latency is not None:
+            times = {name: self._settings.latencies[shape] for name, shape in self._shapes.items()}
+            return allocation.allocate_time(costs, times, self._settings.latency)
         budget = self._settings.bits * sum(self._sizes.values())
         return allocation.allocate(costs, self._sizes, budget)
+
+    def _by_the_paper(self) -> dict[str, dict[int, float]]:
+        """Return the expected loss of every linear by its bits, as the paper's criterion has it."""
+        groups = self._decoder.input_groups()
+
+        def scores(group: tuple[str, ...]) -> list[tuple[str, float]]:
+            hessian, read = self.hessian(group), self._checkpoint.read
+            weights = ((name, torch.from_numpy(read(f"{name}.weight"))) for name in group)
+            return [(name, paper_criterion.score(w.float(), hessian)) for name, w in weights]
+
+        found: dict[str, dict[int, float]] = {}
+        for number, scored in enumerate(self.each(scores, groups)):
+            self._report("allocate", number / len(groups), "the paper's criterion")
+            for name, score in scored:
+                found[name] = {b: score * LOSS_PER_BIT**b for b in widths(self._settings.bits)}
+        self._store.put_json(_COSTS, found)
+        return self.known_costs()
 
     def costs_of(self, blocks: Sequence[str]) -> dict[str, dict[int, float]]:
         """Measure the linears of `blocks`; return the loss of every linear by its bits, as far as it is
@@ -241,7 +272,7 @@ class Calibrated:
     ) -> list[shiftadd.Quantized]:
         """Return the coded linears of a group, whose weights are `matrices`."""
         importance = None
-        if self._settings.allocates:  # then the losses are known
+        if self._settings.measures_losses:  # then they are known
             energies = self.energies()
             known = [energies[linear] for linear in group]
             importance = known if all(known) else None

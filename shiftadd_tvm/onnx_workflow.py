@@ -43,8 +43,8 @@ def plan(
     Without examples (`--calib`) the method is the data-free one. Raises `UnsupportedError` that names
     all operators which TVM does not import.
     """
-    if config is not None or target_size is not None:
-        option = "--config" if config is not None else "--target-size"
+    given = {"--config": config, "--target-size": target_size, "--target-latency": settings.latency}
+    for option in (name for name, value in given.items() if value is not None):
         raise UsageError(f"{option} is for language models, and {source} is an ONNX graph; leave it out.")
     path = Path(source)
     importer = _importer()
@@ -59,9 +59,10 @@ def plan_encoder(
     checkpoint: "Checkpoint", settings: "QuantizeSettings", target_size: int | None = None
 ) -> "GraphPlan":
     """Return what `quantize` would do with the checkpoint of an encoder; methods as for `plan`."""
-    if target_size is not None:
+    given = {"--target-size": target_size, "--target-latency": settings.latency}
+    for option in (name for name, value in given.items() if value is not None):
         raise UsageError(
-            f"--target-size is for language models, and {checkpoint.path} is an encoder; leave it out."
+            f"{option} is for language models, and {checkpoint.path} is an encoder; leave it out."
         )
     importer = _importer()
     found: GraphPlan = _module("encoder_plan").plan(checkpoint, _suited(settings))

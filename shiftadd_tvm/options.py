@@ -34,6 +34,19 @@ def parse_size(text: str) -> int:
     return int(value)
 
 
+def parse_time(text: str) -> float:
+    """Return microseconds of a time such as 4.5ms or 800us."""
+    number = text.strip().lower()
+    unit = next((u for u in ("us", "ms", "s") if number.endswith(u)), "")
+    try:
+        value = float(number.removesuffix(unit)) * {"us": 1, "ms": 1e3, "s": 1e6}[unit]
+    except (ValueError, KeyError):
+        value = -1.0
+    if not 0 < value < 1e12:
+        raise UsageError(f"--target-latency is {text}, expected a time such as 4.5ms or 800us.")
+    return value
+
+
 def parse_whole_bits(text: str) -> int:
     """Return whole bits per weight."""
     value = parse_bits(text)

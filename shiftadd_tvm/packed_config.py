@@ -106,6 +106,8 @@ def coding_config(layout: CodedLayout, settings: QuantizeSettings) -> dict[str, 
             "effort": settings.effort,
             "bits": settings.bits,
             "mixed": settings.mixed,
+            "criterion": settings.criterion,
+            **({} if settings.latency is None else {"latency_us": settings.latency}),
         }
     scales: dict[str, object] = {"format": layout.scale_format}
     if layout.scale_format != "separable":

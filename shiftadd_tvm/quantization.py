@@ -28,7 +28,7 @@ from shiftadd_tvm import (
     tuned_shards,
 )
 from shiftadd_tvm.bcq import BCQWeight
-from shiftadd_tvm.calibrated import Calibrated
+from shiftadd_tvm.calibrated import METHOD, Calibrated
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.dequantized import dequantize_rows
@@ -312,6 +312,7 @@ def _identity(checkpoint: Checkpoint, settings: QuantizeSettings) -> dict[str, o
     """Return what shards must be of to be gone on with."""
     return {
         "format": packed_config.VERSION,
+        "method": METHOD,
         "source": checkpoint.source_hash(),
         "settings": settings.to_dict(),
         "text": _text_digest(settings),

@@ -1,12 +1,13 @@
 """The verb `quantize`: parse, call the workflow, print."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shiftadd_tvm import options
 from shiftadd_tvm.console import Console
+from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.interruption import leaving
 
 if TYPE_CHECKING:
@@ -23,6 +24,22 @@ TargetSize = Annotated[
         help="As many bits as fit into a packed model of that size, such as 90MB; instead of --bits.",
     ),
 ]
+TargetLatency = Annotated[
+    str | None,
+    typer.Option(
+        "--target-latency",
+        metavar="TIME",
+        help="Time of all linears of a decode step, such as 4.5ms, by --latencies; instead of --bits.",
+    ),
+]
+LatencyTable = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--latencies",
+        metavar="FILE",
+        help="What bench --kernel --synthetic NAME --bits B --json wrote, once for each B.",
+    ),
+]
 Method = Annotated[
     str | None,
     typer.Option(
@@ -33,6 +50,10 @@ Method = Annotated[
 ]
 Mixed = Annotated[
     bool, typer.Option("--mixed/--uniform", help="Give each linear its own bits, or all the same.")
+]
+Criterion = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="How --mixed weighs linears: measured losses, or the paper's."),
 ]
 Calib = Annotated[
     Path | None,
@@ -71,9 +92,12 @@ def quantize(
     output: options.Output = None,
     bits: Bits = "4",
     target_size: TargetSize = None,
+    target_latency: TargetLatency = None,
+    latencies: LatencyTable = None,
     method: Method = None,
     effort: options.Effort = "normal",
     mixed: Mixed = True,
+    criterion: Criterion = "measured",
     calib: Calib = None,
     calib_tokens: CalibTokens = None,
     outputs: options.Outputs = None,
@@ -99,20 +123,20 @@ def quantize(
         bits=options.parse_bits(bits),
         effort=effort,
         mixed=mixed,
+        criterion=criterion,
         calibration_text=None if calib is None else str(calib),
         calibration_tokens=calib_tokens,
         scale_format=scales,
         embedding_bits=embedding_bits,
         seed=seed,
+        **_latency(target_size, target_latency, latencies or []),
         **({} if rotation else {"max_rotation": 0}),
         **({} if method is None else {"method": method}),
     )
     with leaving("nothing was written"):
         size = None if target_size is None else options.parse_size(target_size)
         plan = workflow.plan_quantize(
-            source,
-            output,
-            settings,
+            *(source, output, settings),
             config=config,
             target_size=size,
             outputs=options.parse_names(outputs),
@@ -123,6 +147,19 @@ def quantize(
         console.result({**plan.fields, "output": str(plan.output)}, "")
         return
     _carry_out(plan, console, resume=resume, force=force, spill=spill)
+
+
+def _latency(size: str | None, latency: str | None, files: list[Path]) -> dict[str, Any]:
+    """Return the settings of a budget of time; raise `UsageError` where it lacks its half."""
+    from shiftadd_tvm import latencies
+
+    if size is not None and latency is not None:
+        raise UsageError("--target-size and --target-latency are both given, expected one of them.")
+    if (latency is None) != (not files):
+        raise UsageError("--target-latency and --latencies belong together; give both or neither.")
+    if latency is None:
+        return {}
+    return {"latency": options.parse_time(latency), "latencies": latencies.read(files)}
 
 
 def _carry_out(plan: "QuantizePlan", console: Console, **how: bool) -> None:

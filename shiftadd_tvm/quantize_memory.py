@@ -38,7 +38,7 @@ def peak(decoder: Decoder, settings: QuantizeSettings, *, spill: bool = False) -
     token = decoder.hidden * 4
     states, slab = tokens * token, min(tokens, SLAB_TOKENS) * token
     walk = (0 if spill else states) + SLABS * slab + sum(group[0][1] ** 2 for group in groups) * 4
-    if settings.allocates:
+    if settings.measures_losses:
         compared = min(tokens, settings.amounts.sensitivity_tokens) * token
         variants = SENSITIVITY_BLOCKS * len(shapes) * compared
         block = sum(math.prod(shape) for shape in shapes.values())

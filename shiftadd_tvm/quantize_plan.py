@@ -5,7 +5,9 @@ import math
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
-from shiftadd_tvm import families, packed_config
+import numpy as np
+
+from shiftadd_tvm import families, latencies, packed_config
 from shiftadd_tvm.bcq import MAX_BITS
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.checkpoint_base import Checkpoint
@@ -59,6 +61,24 @@ def bits_within(checkpoint: Checkpoint, settings: QuantizeSettings, size: int) -
         )
     rounded = math.floor(min(bits_each, MAX_BITS) * 100) / 100
     return rounded if settings.calibrated else math.floor(rounded)
+
+
+def bits_within_latency(checkpoint: Checkpoint, settings: QuantizeSettings) -> float:
+    """Return the bits a weight, to two decimals, at which all linears of a decode step, if alike, take
+    `settings.latency`. Raises `UsageError` where the fewest bits take longer, or times are missing."""
+    decoder, wanted = check_tensors(checkpoint), settings.latency
+    assert wanted is not None
+    shapes = list(decoder.linear_shapes().values())
+    latencies.check(settings.latencies, shapes)
+    tables = [settings.latencies[latencies.shape_name(shape)] for shape in shapes]
+    widths = sorted(set.intersection(*map(set, tables)))
+    times = [sum(table[bits] for table in tables) * len(decoder.blocks()) for bits in widths]
+    if wanted < times[0]:
+        raise UsageError(
+            f"--target-latency is {wanted / 1e3:.3f} ms, the linears of this model take "
+            f"{times[0] / 1e3:.3f} ms at {widths[0]} bits; allow more."
+        )
+    return math.floor(float(np.interp(wanted, times, widths)) * 100) / 100
 
 
 def make_layout(checkpoint: Checkpoint, settings: QuantizeSettings) -> Layout:

@@ -18,6 +18,7 @@ DEFAULT_BLOCKS = {
 
 
 CALIBRATED = ("shiftadd",)  # methods that run the model on text
+CRITERIA = ("measured", "paper")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ class QuantizeSettings:
     method: str = "alternating"
     effort: str = "normal"
     mixed: bool = True
+    criterion: str = "measured"  # of CRITERIA: how sensitive a linear is to its bits
+    latencies: Mapping[str, Mapping[int, float]] = field(default_factory=dict)  # `latencies.py`
+    latency: float | None = None  # microseconds of all linears of a decode step; None: no matter
     calibration_text: str | None = None
     calibration_tokens: int | None = None  # None: as the effort has it
 
@@ -78,9 +82,16 @@ class QuantizeSettings:
         )
         _require(self.embedding_bits in (8, 16), "embedding bits", self.embedding_bits, "8 or 16")
         _require(self.effort in EFFORTS, "effort", self.effort, ", ".join(EFFORTS))
+        _require(self.criterion in CRITERIA, "criterion", self.criterion, ", ".join(CRITERIA))
         if self.calibrated:
             only = "separable, which is what the calibrated method fits"
             _require(self.scale_format == "separable", "scale format", self.scale_format, only)
+        _require(
+            self.latency is None or self.latency > 0 and self.calibrated and self.mixed,
+            "latency",
+            self.latency,
+            "more than 0, and bits of a calibrated method that may differ",
+        )
         tokens = self.calibration_tokens
         _require(tokens is None or tokens > 0, "calibration tokens", tokens, "1 or more")
 
@@ -95,8 +106,17 @@ class QuantizeSettings:
         return (
             self.calibrated
             and not self.bits_per_module
-            and (self.bits % 1 != 0 or (self.mixed and self.bits < MAX_BITS))
+            and (
+                self.latency is not None
+                or self.bits % 1 != 0
+                or (self.mixed and self.bits < MAX_BITS)
+            )
         )
+
+    @property
+    def measures_losses(self) -> bool:
+        """Tell whether each linear's loss is measured, to choose its bits by it."""
+        return self.allocates and self.criterion == "measured"
 
     @property
     def amounts(self) -> Effort:

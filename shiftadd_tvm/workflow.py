@@ -127,8 +127,9 @@ def plan_quantize(
     else:
         planning = _module("quantize_plan")
         if target_size is not None:
-            fitting = planning.bits_within(planned, settings, target_size)
-            settings = replace(settings, bits=fitting)
+            settings = replace(settings, bits=planning.bits_within(planned, settings, target_size))
+        if settings.latency is not None:
+            settings = replace(settings, bits=planning.bits_within_latency(planned, settings))
         fields = planning.plan(planned, settings)
         bits = fields["nominal_bits"]
     place = Path(output) if output else quantized_output(source, bits)

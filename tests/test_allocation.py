@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from shiftadd_tvm.allocation import allocate, by_path, expected_loss
+from shiftadd_tvm.allocation import allocate, allocate_time, by_path, expected_loss
 from shiftadd_tvm.errors import UsageError
 
 
@@ -33,6 +33,23 @@ def test_is_the_best_of_all_choices(seed: int, average: float) -> None:
             best = min(best, expected_loss(costs, bits))
     assert sum(found[n] * sizes[n] for n in found) <= budget * (1 + 1e-8)
     assert expected_loss(costs, found) <= best * (1 + 1e-3) + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_is_the_best_of_all_choices_within_a_time(seed: int) -> None:
+    costs, sizes = problem(seed)
+    times = {n: {b: sizes[n] * (b + 0.7) for b in (2, 3, 4)} for n in sizes}  # none for 1 bit
+    budget = sum(times[n][3] for n in sizes) * 0.95
+    found = allocate_time(costs, times, budget)
+    best = np.inf
+    for choice in itertools.product((2, 3, 4), repeat=len(costs)):
+        bits = dict(zip(costs, choice, strict=True))
+        if sum(times[n][b] for n, b in bits.items()) <= budget:
+            best = min(best, expected_loss(costs, bits))
+    assert sum(times[n][b] for n, b in found.items()) <= budget * (1 + 1e-8)
+    assert expected_loss(costs, found) <= best * (1 + 1e-3) + 1e-9
+    with pytest.raises(UsageError, match="take .* us a token at the least"):
+        allocate_time(costs, times, sum(times[n][2] for n in sizes) * 0.9)
 
 
 def test_no_cost_at_all() -> None:

@@ -1,6 +1,7 @@
 """`quantize` with calibration, whole: better than data-free, within its bits, resumable, same bytes."""
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,16 +10,24 @@ import pytest
 import torch
 from models import save_tiny, save_tokenizer, tiny_tensors, write_checkpoint
 
-from shiftadd_tvm import calibrated, calibration, families, hidden_states, quantize_time
+from shiftadd_tvm import (
+    calibrated,
+    calibration,
+    families,
+    hidden_states,
+    latencies,
+    paper_criterion,
+    quantize_time,
+)
 from shiftadd_tvm.calibrated import Calibrated
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.effort import Effort
-from shiftadd_tvm.errors import OutputError, UsageError
+from shiftadd_tvm.errors import BadFileError, OutputError, UsageError
 from shiftadd_tvm.families import mixtral
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.quantization import quantize
-from shiftadd_tvm.quantize_plan import plan
+from shiftadd_tvm.quantize_plan import bits_within_latency, plan
 from shiftadd_tvm.reference import ReferenceModel
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.statistics_store import StatisticsStore
@@ -77,6 +86,59 @@ def test_average_bits_are_kept_and_chosen(source: Path, tmp_path: Path) -> None:
     assert np.dot(bits, sizes) <= 2.5 * sum(sizes) + 1e-6
     assert np.dot(bits, sizes) > 2.3 * sum(sizes) and len(set(bits)) > 1
     assert open_packed(tmp_path / "out").quantization["bits"] == report.nominal_bits
+
+
+def test_bits_within_a_time(source: Path, tmp_path: Path) -> None:
+    """By tables of the bench; the time of all linears is kept, and bits differ."""
+    shapes = set(map(tuple, (layer["shape"] for layer in plan(source, SETTINGS)["layers"])))  # type: ignore[attr-defined]
+    files = []
+    for bits in (2, 3, 4):
+        kernels = [{"shape": shape, "microseconds": shape[0] * bits + 5.0} for shape in shapes]
+        files.append(tmp_path / f"{bits}.json")
+        files[-1].write_text(json.dumps({"bits": bits, "kernels": kernels}))
+    wanted, tables = 0.0, latencies.read(files)
+    for layer in plan(source, SETTINGS)["layers"]:  # type: ignore[attr-defined]
+        wanted += tables[latencies.shape_name(layer["shape"])][3] * 0.9
+    settings = dataclasses.replace(SETTINGS, latencies=tables, latency=wanted)
+    settings = dataclasses.replace(settings, bits=bits_within_latency(open_checkpoint(source), settings))
+    assert 2 < settings.bits < 3
+    layers = quantize(source, tmp_path / "out", settings).layers
+    model = open_packed(tmp_path / "out")
+    taken = [tables[latencies.shape_name(model.weight(x.name).shape)][x.bits] for x in layers]
+    assert 0.9 * wanted < sum(taken) <= wanted and len({x.bits for x in layers}) > 1
+    too_short = dataclasses.replace(settings, latency=wanted / 4)
+    with pytest.raises(UsageError, match="--target-latency is .* at 2 bits; allow more"):
+        bits_within_latency(open_checkpoint(source), too_short)
+    del tables[next(iter(tables))]
+    with pytest.raises(UsageError, match="say nothing of linears"):
+        bits_within_latency(open_checkpoint(source), settings)
+    files[0].write_text("{}")
+    with pytest.raises(BadFileError, match="is no table of latencies"):
+        latencies.read(files)
+
+
+def test_bits_by_the_criterion_of_the_paper(source: Path, tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, criterion="paper")
+    layers = quantize(source, tmp_path / "out", settings).layers
+    measured = quantize(source, tmp_path / "measured", SETTINGS).layers
+    sizes = [int(np.prod(layer["shape"])) for layer in plan(source, settings)["layers"]]  # type: ignore[attr-defined]
+    bits = [layer.bits for layer in layers]
+    assert 2.3 * sum(sizes) < np.dot(bits, sizes) <= 2.5 * sum(sizes) + 1e-6
+    assert bits != [layer.bits for layer in measured]
+    method = open_packed(tmp_path / "out").quantization["method"]
+    assert isinstance(method, dict) and method["criterion"] == "paper"
+
+
+def test_the_criterion_of_the_paper_is_as_defined() -> None:
+    rng = np.random.default_rng(3)
+    x, weights = rng.standard_normal((40, 12)), rng.standard_normal((7, 12))
+    hessian = x.T @ x
+    damped = hessian + 0.01 * hessian.diagonal().mean() * np.eye(12)
+    diagonal = np.linalg.cholesky(np.linalg.inv(damped)).T.diagonal()
+    importance = weights / diagonal
+    expected = np.linalg.norm(importance) * importance.std(ddof=1) ** 2
+    found = paper_criterion.score(*(torch.tensor(a, dtype=torch.float32) for a in (weights, hessian)))
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_uniform_bits_when_asked(source: Path, tmp_path: Path) -> None:
@@ -196,6 +258,7 @@ def test_another_text_of_the_same_name_starts_anew(source: Path, tmp_path: Path)
         ({"effort": "heroic"}, "effort = 'heroic'"),
         ({"scale_format": "column-wise"}, "scale format = 'column-wise'"),
         ({"calibration_tokens": 0}, "calibration tokens = 0"),
+        ({"criterion": "taste"}, "criterion = 'taste'"),
     ],
 )
 def test_settings_that_cannot_be_used(fields: dict[str, object], sentence: str) -> None:

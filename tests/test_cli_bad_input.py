@@ -148,6 +148,17 @@ def test_a_tokenizer_of_another_model(source: Path) -> None:
         (["quantize", "SOURCE", "--bits", "5"], USAGE, ["--bits is 5", "from 1 to 4"]),
         (["quantize", "SOURCE", "--target-size", "9kB"], USAGE, ["0.0 MB", "allow more"]),
         (["quantize", "SOURCE", "--target-size", "big"], USAGE, ["--target-size is big"]),
+        (["quantize", "SOURCE", "--target-latency", "4ms"], USAGE, ["--latencies", "together"]),
+        (
+            ["quantize", "SOURCE", "--target-latency", "4", "--latencies", "SOURCE"],
+            USAGE,
+            ["--target-latency is 4,", "4.5ms"],
+        ),
+        (
+            ["quantize", "SOURCE", "--target-latency", "4ms", "--latencies", "SOURCE"],
+            BAD_FILE,
+            ["is no table of latencies", "bench --kernel"],
+        ),
         (["quantize", "SOURCE", "--calib", "nowhere.txt"], BAD_FILE, ["nowhere.txt", "No such"]),
         (["quantize", "SOURCE", "--bits", "four"], USAGE, ["--bits is four"]),
         (["quantize", "SOURCE", "--method", "alternate"], USAGE, ["nearest is 'alternating'"]),
