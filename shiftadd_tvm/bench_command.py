@@ -56,6 +56,7 @@ def bench(
     target: Target = None,
     kernel: Kernel = False,
     shape: Shape = None,
+    activations: options.Activations = None,
     baselines: Baselines = False,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -70,6 +71,8 @@ def bench(
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
     _check(artifact, synthetic, kernel, shape, target)
+    if activations and not kernel:
+        raise UsageError("--activations is for single operators; add --kernel, or compile with it.")
     with leaving("nothing was kept"), console.progress("measuring") as progress:
         if kernel:
             fields = bench_workflow.bench_kernels(
@@ -77,6 +80,7 @@ def bench(
                 options.parse_whole_bits(bits),
                 target=target,
                 threads=threads or 1,
+                activations=activations or "",
                 baselines=baselines,
                 progress=progress,
             )

@@ -71,6 +71,7 @@ def bench_kernels(
     *,
     target: str | None = None,
     threads: int = 1,
+    activations: str = "",
     baselines: bool = False,
     progress: BenchProgress | None = None,
 ) -> dict[str, Any]:
@@ -79,7 +80,8 @@ def bench_kernels(
     backend = backends.load(target) if target else backends.detect()
     if isinstance(shapes, str):
         shapes = _module("shapes").linear_shapes(shapes)
-    request = kernels.Request(shapes, bits, backend.name, threads, baselines)
+    chosen = backend.chosen(activations)
+    request = kernels.Request(shapes, bits, backend.name, threads, baselines, activations=chosen)
     fields: dict[str, Any] = kernels.measure(request, progress or _silent)
     return fields
 

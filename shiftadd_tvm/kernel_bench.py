@@ -27,6 +27,7 @@ from shiftadd_tvm.parameters import Parameter
 from shiftadd_tvm.runtime import library
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.synthetic import SyntheticModel
+from shiftadd_tvm.tuning.log import open_logs
 
 TOGETHER = 32  # linears of one function at most
 LINEAR = ".self_attn.o_proj"  # whose outputs and inputs can be chosen freely
@@ -71,7 +72,8 @@ def build(
         linear = lambda name: layers.linears(builder, x, groups[name], activations, many=False)[0]
         result(relax.Tuple([linear(name).tensor for name in names]))
     graph.add_read_memory(builder)
-    executable, counts = pipeline.build(builder.blocks.finalize(), backend)
+    logs = open_logs(backend.name)  # as in compiling
+    executable, counts = pipeline.build(builder.blocks.finalize(), backend, logs=logs)
     return relax.VirtualMachine(executable, tvm.cpu()), counts
 
 

@@ -167,6 +167,7 @@ def test_unknown_names_name_the_nearest(tmp_path: Path) -> None:
         (["app", "--target", "x86-64"], ["its own target"]),
         (["app", "--prompt-tokens", "0"], ["--prompt-tokens is 0"]),
         (["--synthetic", "llama-2-7b", "--prompt-tokens", "5000"], ["5065", "4096 positions"]),
+        (["ART", "--activations", "float32"], ["--activations is for single operators", "--kernel"]),
     ],
 )
 def test_usage(arguments: list[str], words: list[str], tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def measure(request: Request, progress: Progress = lambda done, total, what: Non
         "target": request.target,
         "bits": request.bits,
         "threads": request.threads,
+        "activations": request.activations,
         "dram_bandwidth_bytes_per_second": statistics.median(rates),
         "dram_bandwidth_best": max(rates),
         "dram_bandwidth_spread": spread,
