@@ -218,9 +218,8 @@ class Calibrated:
         left = iter(range(len(self._blocks) - run[0]))
 
         def coded(block: str) -> dict[str, Tensor]:
-            groups = [g for g in self._decoder.input_groups() if g[0].startswith(f"{block}.")]
             weights = {}
-            for found in self.each(self._code_alone, groups):
+            for found in self.each(self._code_alone, self._decoder.groups_of(block)):
                 for linear, dense, known in found:
                     weights[linear], errors[linear] = dense, known
             return weights

@@ -40,7 +40,7 @@ class Calibration:
     def run(self, block: str) -> dict[str, Tensor]:
         """Pass through `block`, the next one; return H, float32 (K, K), of each input group by the
         path of its first linear; there is none of experts that no token went through."""
-        leaders = [g[0] for g in self._decoder.input_groups() if g[0].startswith(f"{block}.")]
+        leaders = [group[0] for group in self._decoder.groups_of(block)]
         moments: dict[str, Tensor] = {}
         with self._watched(leaders, lambda path, x: _add_moments(moments, path, x)):
             self.pass_through(block)

@@ -220,11 +220,11 @@ class Decoder:
 
     def input_groups(self) -> list[tuple[str, ...]]:
         """Return the full module paths of every group of linears that share an input, in order."""
-        return [
-            tuple(f"{block}.{linear.path}" for linear in group)
-            for block in self.blocks()
-            for group in self.groups
-        ]
+        return [group for block in self.blocks() for group in self.groups_of(block)]
+
+    def groups_of(self, block: str) -> list[tuple[str, ...]]:
+        """Return those of the groups that lie in a block."""
+        return [tuple(f"{block}.{linear.path}" for linear in group) for group in self.groups]
 
     def transposed(self) -> set[str]:
         """Return the names of the weights that checkpoints store as (inputs, outputs)."""

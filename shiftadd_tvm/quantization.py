@@ -207,7 +207,7 @@ class _Run:
     def _quantize_block(self, block: str) -> tuple[Tensors, list[LayerReport]]:
         tensors: Tensors = {}
         reports: list[LayerReport] = []
-        groups = [g for g in self.decoder.input_groups() if g[0].startswith(f"{block}.")]
+        groups = self.decoder.groups_of(block)
         self._report_coded(groups[0][0])
         each = self.calibrated.each if self.calibrated else map
         for group, quantized in zip(groups, each(self._quantize_group, groups), strict=True):

@@ -38,7 +38,7 @@ KNOBS = {"shared": 2, "task": 2, "unroll": 2, "prefetch": 0}  # and not the untu
 def test_knobs_change_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """What tuning for ARM ranks never runs there: it is run here."""
     assert all(lut_schedule.KNOBS[name].default != value for name, value in KNOBS.items())
-    monkeypatch.setattr(pipeline, "defaults", lambda module: KNOBS if module.KNOBS else {})
+    monkeypatch.setattr(pipeline, "defaults", lambda module, _: KNOBS if module.KNOBS else {})
     drawn = {f"lut_query_{name}": ("lut_query", LARGE[name]) for name in ("int16", "int8")}
     tuned = emulated_cases.build(drawn, backend.load("arm-cortex-a76"))
     for name, what in drawn.items():

@@ -37,11 +37,11 @@ def pairs(
     `run` has measured under `settings`: the expected losses are those by which it would allocate.
     """
     costs = run.costs_of(blocks)
-    groups = families.read_config(checkpoint.config).input_groups()
+    decoder = families.read_config(checkpoint.config)
 
     def coded(block: str) -> Mapping[str, Tensor]:
         weights = {}
-        for group in (group for group in groups if group[0].startswith(f"{block}.")):
+        for group in decoder.groups_of(block):
             matrices = [checkpoint.read(f"{linear}.weight") for linear in group]
             widths = [bits] * len(group)
             found = shiftadd.quantize(matrices, widths, run.hessian(group), settings, rounds=0)
