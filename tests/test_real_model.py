@@ -183,8 +183,8 @@ def test_greedy_tokens_agree_by_the_margin_rule(
     """64 tokens on 8 prompts: the reference, fed the artifact's own text, would have written it.
 
     If at every step the reference's decided choice is the artifact's token, its own greedy text
-    is the same by induction. `least` is the part of the steps that must be decided: what another machine
-    quantizes writes another text, 0.69 of which were decided on one of them.
+    is the same by induction. `least` is the part of the steps that must be decided; texts
+    differ with the machine that quantized the model, and so does that part: 0.69 was the least seen.
     """
     artifact = Path(request.getfixturevalue(name))
     check_greedy_tokens(packed, artifact, least)
