@@ -3,7 +3,7 @@ agreed to."""
 
 import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +44,7 @@ def plan(
     all operators which TVM does not import.
     """
     given = {"--config": config, "--target-size": target_size, "--target-latency": settings.latency}
-    for option in (name for name, value in given.items() if value is not None):
-        raise UsageError(f"{option} is for language models, and {source} is an ONNX graph; leave it out.")
+    _refuse(given, f"{source} is an ONNX graph")
     path = Path(source)
     importer = _importer()
     model = _module("onnx_file").read(path, outputs)
@@ -60,14 +59,18 @@ def plan_encoder(
 ) -> "GraphPlan":
     """Return what `quantize` would do with the checkpoint of an encoder; methods as for `plan`."""
     given = {"--target-size": target_size, "--target-latency": settings.latency}
-    for option in (name for name, value in given.items() if value is not None):
-        raise UsageError(
-            f"{option} is for language models, and {checkpoint.path} is an encoder; leave it out."
-        )
+    _refuse(given, f"{checkpoint.path} is an encoder")
     importer = _importer()
     found: GraphPlan = _module("encoder_plan").plan(checkpoint, _suited(settings))
     importer.imported(found.prepared.model, checkpoint.path)
     return found
+
+
+def _refuse(options: Mapping[str, object], what: str) -> None:
+    """Raise `UsageError` for the first option that was given."""
+    for option, value in options.items():
+        if value is not None:
+            raise UsageError(f"{option} is for language models, and {what}; leave it out.")
 
 
 def _importer() -> Any:
