@@ -155,10 +155,12 @@ def _raw(model: PackedModel, name: str) -> Parameter:
 def _group(model: CodedTensors, group: Group, rows: int) -> Iterator[Parameter]:
     yield from itertools.chain.from_iterable(_matrix(model, s, rows) for s in group.stacks)
     arrays = model.weight(group.leader).arrays()
-    for suffix in ("column_terms", "signs"):  # of the activation, not of a linear
-        if suffix in arrays:
-            same = lambda a=arrays[suffix]: a
-            yield Parameter(f"{group.leader}.{suffix}", arrays[suffix].shape, "uint8", same)
+    if "column_terms" in arrays:  # columns side by side, as vectors read them
+        terms = np.ascontiguousarray(arrays["column_terms"].T)
+        yield Parameter(f"{group.leader}.column_terms", terms.shape, "uint8", lambda: terms)
+    if "signs" in arrays:
+        signs = arrays["signs"]
+        yield Parameter(f"{group.leader}.signs", signs.shape, "uint8", lambda: signs)
 
 
 def _matrix(model: CodedTensors, stack: Linear, rows: int) -> Iterator[Parameter]:

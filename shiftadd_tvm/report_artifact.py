@@ -49,6 +49,10 @@ class _Stored:
         spec = self.tensors.get(suffix)
         return int(spec.shape[axis]) if spec and len(spec.shape) > axis else 0
 
+    def columns(self) -> tuple[int, int]:
+        """Return the terms and the columns of s, 0 where there is none; once columns came first."""
+        return tuple(sorted(self.size("column_terms", axis) for axis in range(2)))
+
 
 def gather(path: Path) -> Report:
     """Return the report on the artifact at `path`; raises `BadFileError` for a damaged one."""
@@ -112,7 +116,7 @@ def _groups(artifact: Artifact) -> Iterator[list[_Stored]]:
 
 def _layer(artifact: Artifact, stored: _Stored) -> Layer:
     blocks, bits, steps, lanes = (stored.size("planes", axis) for axis in range(4))
-    inputs = stored.size("column_terms", 0) or steps * 8
+    inputs = stored.columns()[1] or steps * 8
     layer = Layer(stored.name, (blocks * lanes * 4, inputs), bits, stored.nbytes())
     sized = blocks * steps * lanes > 0 and 1 <= bits <= MAX_BITS and inputs <= steps * 8
     if not sized or layer.nbytes > (artifact.path / PARAMETERS).stat().st_size:
@@ -185,7 +189,7 @@ def _work(artifact: Artifact, groups: list[list[_Stored]]) -> tuple[Work | None,
 
 
 def _reader(artifact: Artifact, group: list[_Stored], whole: bool) -> Reader:
-    columns = group[0].size("column_terms", 1)
+    columns = group[0].columns()[0]
     layers = [_layer(artifact, stored) for stored in group]
     inputs = layers[0].shape[1]
     matrices = tuple(

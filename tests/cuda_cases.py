@@ -213,7 +213,7 @@ def elementwise_cases(number: int) -> Iterator[Case]:
     rotate = lambda v, s: hadamard.rotate(v, s, 64)
     yield te_case("hadamard", rotate, [x, signs], hadamard.reference_rotate(x, signs, 64), (0,))
     scaled = shift.reference_terms(x, codes)
-    yield te_case("shift", shift.scale_columns, [x, codes], scaled, (0,))
+    yield te_case("shift", shift.scale_columns, [x, np.ascontiguousarray(codes.T)], scaled, (0,))
     norm = lambda v, w: elementwise.rms_norm(v, w, 1e-5)
     normed = elementwise.reference_rms_norm(x, weight, 1e-5)
     yield te_case("rms_norm", norm, [x, weight], normed, (0,))

@@ -106,7 +106,8 @@ def biases(rng: np.random.Generator, s: Shape) -> list[np.ndarray]:
 
 def case_shift(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:
     x, codes = numbers(rng, s.rows, s.inputs), term_bytes(rng, s.inputs, s.terms)
-    return Case(shift.scale_columns, [x, codes], shift.reference_terms(x, codes), symbolic=(0,))
+    expected = shift.reference_terms(x, codes)
+    return Case(shift.scale_columns, [x, np.ascontiguousarray(codes.T)], expected, symbolic=(0,))
 
 
 def case_hadamard(s: Shape, rng: np.random.Generator, preset: Backend) -> Case:

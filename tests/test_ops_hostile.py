@@ -19,6 +19,11 @@ HOSTILE = np.array(
 )
 
 
+def columns_of(codes: np.ndarray) -> np.ndarray:
+    """Return the terms of columns (K, P) as kernels read them, (P, K)."""
+    return np.ascontiguousarray(codes.T)
+
+
 def bits(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, np.float32).view(np.uint32)
 
@@ -44,7 +49,7 @@ def test_published_vectors_compiled(preset: str) -> None:
     values, exponents, expected = np.array(shift.TEST_VECTORS, np.int64).T
     x = values.astype(np.uint32).view(np.float32)[None]
     codes = (exponents + powers.EXPONENT_BIAS).astype(np.uint8)[:, None]
-    found = kernels.run_op("shift", shift.scale_columns, [x, codes], preset=preset)
+    found = kernels.run_op("shift", shift.scale_columns, [x, columns_of(codes)], preset=preset)
     np.testing.assert_array_equal(bits(found)[0], expected)
 
 
@@ -60,7 +65,7 @@ def test_shift_is_ldexp_with_flush(value: float, exponent: int) -> None:
 def test_every_term_byte_times_every_hostile_value(preset: str) -> None:
     codes = np.arange(256, dtype=np.uint8)[:, None]
     x = np.broadcast_to(HOSTILE[:, None], (len(HOSTILE), 256)).copy()
-    found = kernels.run_op("shift", shift.scale_columns, [x, codes], preset=preset)
+    found = kernels.run_op("shift", shift.scale_columns, [x, columns_of(codes)], preset=preset)
     np.testing.assert_array_equal(bits(found), bits(shift.reference_terms(x, codes)))
     absent = (codes[:, 0] & powers.EXPONENT_MASK) == 0
     assert not bits(found)[:, absent].any()  # an absent term is +0 even for NaN
@@ -70,7 +75,7 @@ def test_every_term_byte_times_every_hostile_value(preset: str) -> None:
 def test_sums_of_terms_of_hostile_values(preset: str) -> None:
     codes = np.random.default_rng(0).integers(0, 256, (512, 3)).astype(np.uint8)
     x = np.resize(HOSTILE, (3, 512))
-    found = kernels.run_op("shift", shift.scale_columns, [x, codes], preset=preset)
+    found = kernels.run_op("shift", shift.scale_columns, [x, columns_of(codes)], preset=preset)
     with np.errstate(invalid="ignore", over="ignore"):
         expected = shift.reference_terms(x, codes)
     np.testing.assert_array_equal(found, expected)

@@ -4,7 +4,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
 
 from shiftadd_tvm.backend import Backend
-from shiftadd_tvm.schedules.llvm.lut_build import split_reduction, vectorize
+from shiftadd_tvm.schedules.llvm.lut_round import split_reduction, vectorize
 
 OPS = ("lut_fix",)
 

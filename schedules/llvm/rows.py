@@ -6,7 +6,7 @@ from tvm.tirx import IntImm
 from shiftadd_tvm.backend import Backend
 
 OPS = (
-    *("shift", "hadamard", "lut_float_build"),
+    *("shift", "lut_float_build"),
     *("rms_norm", "layer_norm", "head_norm", "activate", "activate_mul", "soft_cap"),
     *("route", "mix"),
     *("add", "scale", "add_positions", "rope", "rope_angles", "take_heads", "embed"),

@@ -10,6 +10,8 @@ from shiftadd_tvm import bcq
 from shiftadd_tvm.ops.shift import Array, shift
 from shiftadd_tvm.powers import EXPONENT_BIAS
 
+BUTTERFLY = "butterfly"  # what the stages of a transform are called, before their distance
+
 
 def rotate(values, signs, block: int):
     """Return the rotated (n, K) float32 of values (n, K) and packed signs (ceil(K / 8),) uint8."""
@@ -26,9 +28,13 @@ def rotate(values, signs, block: int):
     while step < block:
         stage, entry = _butterfly(entry, rows, inputs, step)
         step *= 2
-    halvings = (block.bit_length() - 1) // 2  # log2(sqrt(block))
-    exponent = const(EXPONENT_BIAS - halvings, "uint32")
-    return te.compute((rows, inputs), lambda i, k: shift(entry(i, k), exponent), name="rotated")
+    scale = exponent(block)
+    return te.compute((rows, inputs), lambda i, k: shift(entry(i, k), scale), name="rotated")
+
+
+def exponent(block: int):
+    """Return the exponent of 1 / sqrt(block), as `shift` takes it."""
+    return const(EXPONENT_BIAS - (block.bit_length() - 1) // 2, "uint32")
 
 
 def _butterfly(entry, rows, inputs: int, step: int):
@@ -40,7 +46,7 @@ def _butterfly(entry, rows, inputs: int, step: int):
         return Select(half == 0, left + right, left - right)
 
     shape = (rows, inputs // (2 * step), 2, step)
-    stage = te.compute(shape, pair, name=f"butterfly{step}")
+    stage = te.compute(shape, pair, name=f"{BUTTERFLY}{step}")
     return stage, lambda i, k: stage[i, k // (2 * step), (k // step) % 2, k % step]
 
 

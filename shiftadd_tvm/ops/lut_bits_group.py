@@ -114,7 +114,8 @@ def reference_query(
     flags = np.unpackbits(planes, axis=-1, count=values.shape[1], bitorder="little")
     signs = _groups(flags.astype(np.int64) * 2 - 1, columns)
     sums = np.einsum("mcj,pncj->mpnc", _groups(fixed, columns), signs)
-    y = lut.reference_unfixed(lut_group.reference_weighed(sums, block_terms), exponents)
+    weighed = lut_group.reference_weighed(sums, block_terms, by_group=True)
+    y = lut.reference_unfixed(weighed, exponents)
     return y if bias is None else y + bias
 
 

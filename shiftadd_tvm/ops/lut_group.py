@@ -5,18 +5,22 @@
     group_terms  uint8 (NB, P, C, terms, L)   the term bytes of a, row by row side by side
 
 Groups are 8 j inputs, up to a chunk of steps (`planes.py`), so that the sums of one group are exact in
-the same intrinsic; a is applied to each by `shift`, and what follows adds float32 in order of c and p.
+the same intrinsic; a is applied to each by `shift`, and what follows adds float32, plane by plane
+in order of c: a plane is one stream.
 """
 
 import numpy as np
 from tvm import te
-from tvm.tirx import Select, const
+from tvm.tirx import Select, const, reinterpret
 
 from shiftadd_tvm.ops import dense, gemm, lut, lut_block
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.ops.lut import Format
 from shiftadd_tvm.ops.planes import ENTRIES, GROUP, STEP
-from shiftadd_tvm.ops.shift import Array, apply_terms, reference_terms, shift_whole
+from shiftadd_tvm.ops.shift import FRACTION_BITS, Array, apply_terms, reference_terms
+from shiftadd_tvm.powers import EXPONENT_BIAS
+
+WHOLE = (127 + FRACTION_BITS - EXPONENT_BIAS) << FRACTION_BITS  # the bits of 2^23 · 2^-bias
 
 
 def fits(inputs: int, rows: int, columns: int) -> bool:
@@ -46,23 +50,39 @@ def query(tables, scale, planes, group_terms, outputs: int, columns: int, form: 
     # the group comes first: the intrinsic matches the axes behind it
     shape = (groups, rows, blocks, count, order.VIEWS, lanes)
     sums = te.compute(shape, looked_up, name="sums")
-    centred = lambda c, m, *at: lut.centred(sums(c, m, *at), scale[m, 1 + c])
-    signed = te.compute(shape, centred, name="signed")
 
     def weighted(c, m, b, p, v, i):
         codes = [group_terms[b, p, c, t, v * lanes + i] for t in range(terms)]
-        return apply_terms(signed[c, m, b, p, v, i], codes, shift_whole)
+        return weigh(sums[c, m, b, p, v, i], scale[m, 1 + c], codes)
 
     parts = te.compute(shape, weighted, name="weighted")
     c, p = te.reduce_axis((0, groups), "c"), te.reduce_axis((0, count), "p")
     totals = te.compute(
         (rows, blocks, order.VIEWS, lanes),
-        lambda m, b, v, i: te.sum(parts[c, m, b, p, v, i], axis=[c, p]),
+        lambda m, b, v, i: te.sum(parts[c, m, b, p, v, i], axis=[p, c]),
         name="totals",
     )
     back = lambda m, *at: lut.unfixed(totals(m, *at), scale[m, 0])
     scaled = te.compute(totals.shape, back, name="scaled")
     return dense.finish(lut.by_row(scaled), (rows, outputs), None, bias)
+
+
+def weigh(found, offset, codes):
+    """Return the sum over the term bytes `codes` of (2 · found - offset) · term, float32, for a sum of
+    table entries and one of |q|, uint32, with 2 · found and offset below 2^23."""
+    return apply_terms((found + found, offset), codes, _difference)
+
+
+def _difference(numbers, biased):
+    """Return 2^(biased - 64) · (the first - the second) of two uint32 `numbers` below 2^23, exactly.
+
+    2^23 + n has n as its fraction. One addition moves its exponent, and it is never zero: a third of
+    the steps of `shift`, which has to look at what it moves.
+    """
+    u32 = lambda number: const(number, "uint32")
+    moved = (number + u32(WHOLE) + (biased << u32(FRACTION_BITS)) for number in numbers)
+    more, less = (reinterpret("float32", bits) for bits in moved)
+    return more - less
 
 
 def product(values, planes, group_terms, outputs: int, columns: int, bias=None):
@@ -89,11 +109,12 @@ def pack_terms(terms: Array, rows: int) -> Array:
     return np.ascontiguousarray(by_row.transpose(1, 0, 3, 4, 2))
 
 
-def reference_weighed(sums: Array, block_terms: Array) -> Array:
+def reference_weighed(sums: Array, block_terms: Array, by_group: bool = False) -> Array:
     """Return float32 (M, N): whole numbers sums (M, P, N, C) times their block_terms (P, N, C, terms),
-    added in order of groups and planes."""
+    added plane by plane in order of groups, or group by group."""
     weighted = reference_terms(sums.astype(np.float32), block_terms)
-    in_order = weighted.transpose(0, 2, 3, 1).reshape(*weighted.shape[:1], weighted.shape[2], -1)
+    ordered = weighted.transpose(0, 2, 3, 1) if by_group else weighted.transpose(0, 2, 1, 3)
+    in_order = ordered.reshape(*ordered.shape[:2], -1)
     return np.add.accumulate(in_order, axis=-1, dtype=np.float32)[..., -1]
 
 

@@ -95,11 +95,11 @@ def apply_terms(value, codes, shift=shift):
 
 
 def scale_columns(values, terms):
-    """Return values (n, K) float32, each column scaled by its term bytes, terms (K, P) uint8."""
-    count = int(terms.shape[1])
+    """Return values (n, K) float32, each column scaled by its term bytes, terms (P, K) uint8."""
+    count = int(terms.shape[0])
     return te.compute(
         values.shape,
-        lambda i, k: apply_terms(values[i, k], [terms[k, t] for t in range(count)]),
+        lambda i, k: apply_terms(values[i, k], [terms[t, k] for t in range(count)]),
         name="shifted",
     )
 
