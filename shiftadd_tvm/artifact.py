@@ -33,6 +33,7 @@ PARAMETERS = "parameters.safetensors"
 GOLDEN = "golden.safetensors"
 KINDS = ("decoder", "encoder", "function")
 ACTIVATIONS = ("int16", "int8", "float32", "fixed16", "fixed24", "shuffle16")  # formats of look-ups
+CACHES = ("float32", "int8")  # formats of keys and values
 SMALL_FILE = 64 << 20  # files up to this size are hashed at load
 
 Array = np.ndarray
@@ -132,6 +133,14 @@ class Artifact:
             expected = ", ".join(ACTIVATIONS)
             raise self._bad(f"activations.lut_query is {found!r}, expected one of {expected}")
         return str(found)
+
+    def cache(self) -> str:
+        """Return the format of keys and values; raises `BadFileError` for another."""
+        inputs = self.signatures()["prefill"].inputs
+        found = next((tensor.dtype for tensor in inputs if tensor.name == "keys"), None)
+        if found not in CACHES:
+            raise self._bad(f"the cache of prefill is {found!r}, expected {' or '.join(CACHES)}")
+        return found
 
     def _tensor(self, entry: object) -> TensorSpec:
         fields = entry if isinstance(entry, dict) else {}

@@ -33,14 +33,16 @@ class Cache:
         layers: int,
         sequences: int,
         sequence: bool,
+        held: str,
     ) -> None:
         """`epsilon` is that of norms of heads; `sequence`: all rows belong to one sequence (prefill);
-        else row i is sequence i."""
+        else row i is sequence i; `held` is the format of `ops/attention.py` that pages have."""
         pages, width = tirx.Var("pages", "int64"), tirx.Var("width", "int64")
         page, size, kv_heads = attention.PAGE, kind.head_dim, kind.kv_heads
         self._b, self._kind, self._epsilon, self._sequence = b, kind, epsilon, sequence
-        self._keys_type = relax.TensorType((layers, pages, kv_heads, size, page), "float32")
-        self._values_type = relax.TensorType((layers, pages, kv_heads, page, size), "float32")
+        self._held, rows = held, size + attention.EXPONENTS[held]
+        self._keys_type = relax.TensorType((layers, pages, kv_heads, rows, page), held)
+        self._values_type = relax.TensorType((layers, pages, kv_heads, page, size), held)
         self.keys = relax.Var("keys", self._keys_type)
         self.values = relax.Var("values", self._values_type)
         self.table = relax.Var("block_table", relax.TensorType((sequences, width), "int32"))
@@ -91,14 +93,15 @@ class Cache:
     def attend(self, layer: Layer, parts: list[Columns], angles: Expr | None, rows: Expr) -> Expr:
         """Append the keys and values among the outputs of the input projections to a layer; return
         the attention (n, heads D) of the queries. `angles` turn queries and keys."""
-        b, kind, sequence = self._b, self._kind, self._sequence
+        b, kind, sequence, held = self._b, self._kind, self._sequence, self._held
         named = lambda norm: norm and f"{layer.path}.{norm}.weight"
         queries = self._heads(parts, kind.query, named(kind.query_norm), angles)
         new_keys = self._heads(parts, kind.key, named(kind.key_norm), angles)
         index = tirx.const(layer.index, "int64")
         self._append(new_keys, parts[kind.value.source], self._layout(parts, kind.value), index)
         rules = Scores(kind.scale, layer.window, kind.cap, kind.alibi)
-        make = lambda: attend.attend(kind.heads, kind.kv_heads, kind.head_dim, sequence, rules)
+        sizes = (kind.heads, kind.kv_heads, kind.head_dim)
+        make = lambda: attend.attend(*sizes, sequence, rules, held)
         function = b.tir(("attend", sequence, rules), make)
         out = relax.TensorType((rows, kind.heads * kind.head_dim), "float32")
         operands = [queries, self.keys, self.values, self.table, self.length, index]
@@ -108,7 +111,7 @@ class Cache:
         b, sequence, width = self._b, self._sequence, int(values.tensor.ty.shape.values[1])
         append = b.tir(
             ("append", sequence, layout, width),
-            lambda: attention.append(layout, sequence, width),
+            lambda: attention.append(layout, sequence, width, self._held),
         )
         written = b.blocks.emit(
             relax.call_tir_inplace(

@@ -1,7 +1,7 @@
 """The verb `bench`: parse, call the workflow, print."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -57,6 +57,9 @@ def bench(
     kernel: Kernel = False,
     shape: Shape = None,
     activations: options.Activations = None,
+    cache: Annotated[
+        Literal["float32", "int8"] | None, typer.Option(help="Cache of made-up models, as in compile.")
+    ] = None,
     baselines: Baselines = False,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -73,6 +76,8 @@ def bench(
     _check(artifact, synthetic, kernel, shape, target)
     if activations and not kernel:
         raise UsageError("--activations is for single operators; add --kernel, or compile with it.")
+    if cache and (kernel or artifact):
+        raise UsageError("--cache is for made-up models; leave it out, or compile with it.")
     with leaving("nothing was kept"), console.progress("measuring") as progress:
         if kernel:
             fields = bench_workflow.bench_kernels(
@@ -93,7 +98,7 @@ def bench(
         else:
             whole = options.parse_whole_bits(bits)
             fields = bench_workflow.bench_synthetic(
-                synthetic, whole, request, target=target, progress=progress
+                synthetic, whole, request, target=target, cache=cache or "float32", progress=progress
             )
     console.result(fields, tables.model(fields))
 

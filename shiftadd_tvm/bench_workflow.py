@@ -36,6 +36,7 @@ def bench_synthetic(
     request: "Request",
     *,
     target: str | None = None,
+    cache: str = "float32",
     progress: BenchProgress | None = None,
 ) -> dict[str, Any]:
     """Compile a published shape with made-up weights into a temporary folder, and measure it."""
@@ -56,6 +57,7 @@ def bench_synthetic(
         artifact = Path(folder) / "artifact"
         chosen = _module("compile_settings").CompileSettings(
             context=context,
+            cache=cache,
             load="hugepages",  # as the peers have them
             verify=False,
         )

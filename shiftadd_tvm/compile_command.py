@@ -27,6 +27,7 @@ def compile(
     context: options.Context = None,
     sequences: options.Sequences = 4,
     activations: options.Activations = None,
+    cache: options.Cache = "float32",
     load: options.Load = "map",
     verify: Annotated[
         bool, typer.Option(help="Compare the artifact with the packed model before publishing.")
@@ -51,13 +52,12 @@ def compile(
     from shiftadd_tvm import presentation, workflow
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
-    whole = None if bits is None else options.parse_bits(bits)
     with leaving("nothing was written"):
         plan = workflow.plan_compile(
             source,
             output,
             target=target,
-            bits=whole,
+            bits=None if bits is None else options.parse_bits(bits),
             effort=effort,
             calib=calib,
             outputs=options.parse_names(outputs),
@@ -66,6 +66,7 @@ def compile(
             context=context,
             sequences=sequences,
             activations=activations or "",
+            cache=cache,
             load=load,
             verify=verify,
             dump_ir=dump_ir,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from shiftadd_tvm.artifact import ACTIVATIONS
+from shiftadd_tvm.artifact import ACTIVATIONS, CACHES
 from shiftadd_tvm.errors import UsageError
 
 PACKAGES = ("bundle", "single-library")
@@ -18,6 +18,7 @@ class CompileSettings:
     context: int | None = None  # None: the model's own, at most compiler.DEFAULT_CONTEXT
     sequences: int = BATCHES[-1]  # decoded together at most: of fewer, the library is smaller
     activations: str = ""  # the format of look-ups; empty: the target's own
+    cache: str = CACHES[0]  # the format of keys and values
     load: str = LOADS[0]  # where hosts hold the parameters: in the mapped file, or a copy on huge pages
     verify: bool = True
     dump_ir: Path | None = None
@@ -36,6 +37,8 @@ class CompileSettings:
             raise UsageError(
                 f"--activations is {self.activations}, expected one of {', '.join(ACTIVATIONS)}."
             )
+        if self.cache not in CACHES:
+            raise UsageError(f"--cache is {self.cache}, expected {' or '.join(CACHES)}.")
         if self.load not in LOADS:
             raise UsageError(f"--load is {self.load}, expected {' or '.join(LOADS)}.")
         if self.package not in (None, *PACKAGES):
@@ -58,6 +61,7 @@ class CompileSettings:
         words = ["compile", "--target", target, "--activations", self.activations, "--load", self.load]
         if context is not None:
             words += ["--context", str(context), "--sequences", str(self.sequences)]
+            words += ["--cache", self.cache]
         words += [f"--{self.package}"] if self.package else []
         words += ["--embed-parameters"] if self.embed_parameters else []
         return " ".join(words)

@@ -81,7 +81,8 @@ def compile_model(
         staged(output, artifact.MANIFEST, force=force) as folder,
     ):
         progress("building the graph")
-        module, found = relax_module(model, backend, settings.activations, settings.batches)
+        wanted = (settings.activations, settings.batches, settings.cache)
+        module, found = relax_module(model, backend, *wanted)
         signatures, held = _signatures(module), held_as(module, settings.activations)
         progress("compiling kernels")
         path = folder / artifact.LIBRARY
@@ -116,15 +117,16 @@ def relax_module(
     backend: Backend,
     activations: str,
     batches: tuple[int, ...] = BATCHES,
+    cache: str = artifact.CACHES[0],
 ) -> tuple[IRModule, list[parameters.Parameter]]:
     """Return the module that is compiled for `backend`, and the parameters of its functions.
 
     `activations` is the format of look-ups, one of `ACTIVATIONS`; `batches` says how many sequences
-    each decode function takes.
+    each decode function takes, `cache` how keys and values are held, one of `artifact.CACHES`.
     """
     groups = parameters.groups(model, backend.rows, activations)
     found = parameters.parameters(model, groups, backend.lanes, backend.rows)
-    return graph.build(model, found, groups, activations, batches), found
+    return graph.build(model, found, groups, activations, batches, cache), found
 
 
 def held_as(module: IRModule, activations: str) -> str:
@@ -152,6 +154,8 @@ def _check_device(backend: Backend, settings: CompileSettings) -> None:
     """Raise `UnsupportedError` without the compiler of a GPU, `UsageError` for what it cannot have."""
     if not backend.device:
         return
+    if settings.cache != artifact.CACHES[0]:
+        raise UsageError(f"--cache {settings.cache} is for processors only, so far; leave it out.")
     toolkit.find()
     if settings.package:
         raise UsageError(f"--{settings.package} is for processors only; leave it out for a GPU.")

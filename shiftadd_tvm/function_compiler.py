@@ -25,12 +25,17 @@ from shiftadd_tvm.tuning.log import open_logs
 
 
 def _chosen(backend: Backend, settings: CompileSettings) -> CompileSettings:
-    """Return the settings with the format that is meant; raise `UnsupportedError` for a GPU."""
+    """Return the settings with the format that is meant; raise `UnsupportedError` for a GPU, `UsageError`
+    for what only language models have."""
     if backend.device:
         raise UnsupportedError(
             f"Graphs are compiled for processors only, so far, not for {backend.name}; choose another "
             "--target (shiftadd-tvm targets)."
         )
+    only = [settings.package] * bool(settings.package)
+    only += ["cache"] * (settings.cache != artifact.CACHES[0])
+    if only:
+        raise UsageError(f"--{only[0]} is for language models; leave it out for a graph.")
     return replace(settings, activations=backend.chosen(settings.activations))
 
 
@@ -52,8 +57,6 @@ def compile_graph(
     started = time.perf_counter()
     settings, linker = _chosen(backend, settings), find_linker(backend.machine)
     logs = open_logs(backend.name, settings.tuning_log)
-    if settings.package:
-        raise UsageError(f"--{settings.package} is for language models; leave it out for a graph.")
     with (
         tempfile.TemporaryDirectory() as kept,
         staged(output, artifact.MANIFEST, force=force) as folder,

@@ -36,15 +36,16 @@ def build(
     groups: dict[str, layers.Group],
     activations: str = "int16",
     batches: tuple[int, ...] = BATCHES,
+    cache: str = "float32",
 ) -> IRModule:
     """Return the Relax module of a decoder over `found` and `groups` of `parameters.py`.
 
     `activations` is the format of look-ups: a name of `lut.FORMATS`, or `lut_float.NAME`. There is a
-    decode function for each of `batches`.
+    decode function for each of `batches`. `cache` is the format of keys and values.
     """
     types = {p.name: relax.TensorType(p.shape, p.dtype) for p in found}
     builder = layers.Builder(types)
-    graph = _DecoderGraph(builder, model, groups, activations)
+    graph = _DecoderGraph(builder, model, groups, activations, cache)
     graph.embed()
     graph.prefill()
     graph.logits()
@@ -73,10 +74,11 @@ class _DecoderGraph:
         model: PackedModel,
         groups: dict[str, layers.Group],
         activations: str,
+        cache: str,
     ) -> None:
         decoder = model.decoder
         self._b, self._decoder = b, decoder
-        self._groups, self._activations = groups, activations
+        self._groups, self._activations, self._held = groups, activations, cache
         self._scaled = model.dtype(f"{decoder.embedding}.weight") == "I8"
         self._head = decoder.embedding if decoder.tied_embeddings else decoder.head
 
@@ -121,9 +123,9 @@ class _DecoderGraph:
             result(layers.sampled(self._b, logits, inputs, n, vocabulary))
 
     def _cache(self, sequences: int, sequence: bool) -> Cache:
-        decoder = self._decoder
-        epsilon = decoder.norm.epsilon
-        return Cache(self._b, decoder.attention, epsilon, decoder.layers, sequences, sequence)
+        kind, epsilon = self._decoder.attention, self._decoder.norm.epsilon
+        layers, held = self._decoder.layers, self._held
+        return Cache(self._b, kind, epsilon, layers, sequences, sequence, held)
 
     def _embedded(self, ids: Any, many: bool) -> Any:
         b, decoder = self._b, self._decoder

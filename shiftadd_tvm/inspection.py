@@ -54,6 +54,7 @@ def _artifact(artifact: Artifact) -> Fields:
         "effective_bits": quantization.get("effective_bits"),
         "target": artifact.section("target").get("preset"),
         "context": artifact.number("limits", "context"),
+        "cache": artifact.cache(),
         "vocabulary": artifact.number("model", "vocabulary"),
         "layers": model.get("layers"),
         "library_bytes": (artifact.path / LIBRARY).stat().st_size,

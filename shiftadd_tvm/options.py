@@ -136,6 +136,14 @@ Activations = Annotated[
         show_default="the target's own",
     ),
 ]
+Cache = Annotated[
+    Literal["float32", "int8"],
+    typer.Option(
+        "--cache",
+        help="How keys and values are held: as they are, or as 8-bit whole numbers, a quarter of the "
+        "memory and of what long contexts read.",
+    ),
+]
 Load = Annotated[
     Literal["map", "hugepages"],
     typer.Option(

@@ -33,6 +33,9 @@ RELATIVE = {
     "fixed24": 5e-4,
     "shuffle16": 2e-3,
 }
+# Added to that for rounded keys and values: on SmolLM2-135M the largest difference is 4.5 % with them,
+# while perplexity changes by less than a thousandth.
+ROUNDED_CACHE = {"float32": 0.0, "int8": 0.1}
 # Of a function's outputs that are no floats, such as the index of the largest logit: so many of the
 # elements must agree, since rounding decides where two logits are close.
 OTHER = 0.9
@@ -98,7 +101,7 @@ def read_prompts(artifact: Artifact, golden: Path | None = None) -> tuple[Array,
 
 def judge(artifact: Artifact, logits: Array, runs: Sequence[Array]) -> Verification:
     """Return the worst of what several runs' logits (P, T, V) are, compared with the golden ones."""
-    relative = RELATIVE[artifact.activations()]
+    relative = RELATIVE[artifact.activations()] + ROUNDED_CACHE[artifact.cache()]
     worst = [compare(logits, found, relative) for found in runs]
     return Verification(
         max(v.max_logit_error for v in worst),

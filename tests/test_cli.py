@@ -289,6 +289,10 @@ def test_the_public_verbs(tiny: Tiny, tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "packed" / path.name).read_bytes(), path.name
     with pytest.raises(UsageError, match="--load is disk, expected map or hugepages"):
         shiftadd_tvm.compile(tiny.packed, tmp_path / "app", load="disk")
+    with pytest.raises(UsageError, match="--cache is int4, expected float32 or int8"):
+        shiftadd_tvm.compile(tiny.packed, tmp_path / "app", cache="int4")
+    with pytest.raises(UsageError, match="--cache int8 is for processors only"):
+        shiftadd_tvm.compile(tiny.packed, tmp_path / "app", cache="int8", target="cuda-sm90")
     with pytest.raises(UsageError, match="--activations is int4, expected one of int16"):
         shiftadd_tvm.compile(tiny.packed, tmp_path / "app", activations="int4")
     with pytest.raises(AttributeError, match="serve"):

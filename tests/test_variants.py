@@ -17,6 +17,7 @@ from models import save_tiny
 from shiftadd_tvm import __version__, backend, cpu
 from shiftadd_tvm.artifact import Artifact
 from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.benchmark import accounting
 from shiftadd_tvm.compile_settings import CompileSettings
 from shiftadd_tvm.compiler import compile_model
 from shiftadd_tvm.errors import GateError, UsageError
@@ -97,7 +98,12 @@ EQUAL = RELATIVE["float32"]  # of what ways to compute the same may differ in, i
 
 
 def build(
-    folder: Path, overrides: dict, chosen: dict, dtype: str, activations: str = "int16"
+    folder: Path,
+    overrides: dict,
+    chosen: dict,
+    dtype: str,
+    activations: str = "int16",
+    cache: str = "float32",
 ) -> Path:
     """Quantize and compile a tiny model for one sequence; the gate has passed."""
     source = save_tiny(folder / "source", dtype=dtype, **overrides)
@@ -106,7 +112,7 @@ def build(
         open_packed(folder / "packed"),
         folder / "artifact",
         backend.detect(),
-        CompileSettings(sequences=1, activations=activations),
+        CompileSettings(sequences=1, activations=activations, cache=cache),
         version="test",
     )
     assert report.verify is not None
@@ -124,6 +130,25 @@ def test_variant_passes_the_gate(name: str, tmp_path: Path) -> None:
     assert held == ("float32" if name in WITHOUT_FAST_FORM else asked)
     session = Engine(artifact).session()
     assert len(list(session.generate([5, 6, 7], 4, Sampling(temperature=1.0, seed=1)))) <= 4
+
+
+def test_a_cache_of_whole_numbers(tmp_path: Path) -> None:
+    """A byte a number and one a head for its exponent; forks and cuts go on as fresh sequences do."""
+    path = build(tmp_path, {}, {"bits": 4}, "F32", "float32", "int8")
+    artifact = Artifact(path)
+    model = artifact.manifest["model"]
+    heads = model["layers"] * model["kv_heads"]
+    assert artifact.cache() == "int8"
+    assert accounting.cache_bytes(artifact, 1) == 2 * heads * (model["head_dim"] + 1)
+    ids = np.random.default_rng(2).integers(3, 250, 40).tolist()
+    session = Engine(artifact, sequences=2).session()
+    session.prefill(ids)
+    fork = session.fork()
+    expected = [session.decode(7), session.decode(8)]
+    np.testing.assert_array_equal(fork.decode(7), expected[0])
+    fork.truncate(len(ids))
+    fork.decode(7)
+    np.testing.assert_array_equal(fork.decode(8), expected[1])
 
 
 def test_prefill_in_chunks_equals_decode(tiny: Tiny) -> None:

@@ -21,7 +21,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from shiftadd_tvm.ops import OP
-from shiftadd_tvm.ops.attention import PAGE, rows_of
+from shiftadd_tvm.ops.attention import EXPONENTS, PAGE, power, reference_held, rows_of
 from shiftadd_tvm.ops.elementwise import exp
 from shiftadd_tvm.ops.scores import LOWEST, Scores, adjustment, reference_scores
 from shiftadd_tvm.ops.shift import Array
@@ -77,9 +77,15 @@ def _soften(scores, top, slots, seen, fresh, peak, weight, row, u):
             weight[row, j] = weight[row, j] + scores[u, p * PAGE + j]
 
 
-def _score(head_dim: int, tile: int, parts: int):
+@T.inline
+def _scale(scores, keys, layer, page, h, exponents, u, p):
+    for j in T.vectorized(PAGE):
+        scores[u, p * PAGE + j] = scores[u, p * PAGE + j] * power(keys[layer, page, h, exponents, j])
+
+
+def _score(head_dim: int, tile: int, parts: int, rounded: bool):
     """Return how `tile` rows score a page; a score is split into `parts` sums, since few rows alone
-    would not hide the latency of an addition."""
+    would not hide the latency of an addition. Keys may be `rounded` to int8."""
 
     @T.inline
     def score(scores, sums, queries, keys, layer, page, h, first, p):
@@ -93,7 +99,7 @@ def _score(head_dim: int, tile: int, parts: int):
                         sums[part, u, j] = (
                             sums[part, u, j]
                             + queries[first + u, d * parts + part]
-                            * keys[layer, page, h, d * parts + part, j]
+                            * T.Cast("float32", keys[layer, page, h, d * parts + part, j])
                         )
         for part in T.unroll(parts - 1):
             for u in T.unroll(tile):
@@ -102,17 +108,22 @@ def _score(head_dim: int, tile: int, parts: int):
         for u in T.unroll(tile):
             for j in T.vectorized(PAGE):
                 scores[u, p * PAGE + j] = sums[0, u, j]
+            if rounded:
+                _scale(scores, keys, layer, page, h, head_dim, u, p)
 
     return score
 
 
-def _gather(head_dim: int):
-    """Return how a row adds the values of a run of pages to its total."""
+def _gather(head_dim: int, rounded: bool):
+    """Return how a row adds the values of a run of pages, which may be `rounded`, to its total."""
     size = _divisor(head_dim, COLUMNS)
 
     @T.inline
-    def gather(total, scores, seen, fresh, values, table, s, layer, h, row, u, page, pages):
+    def gather(total, scores, seen, fresh, keys, values, table, s, layer, h, row, u, page, pages):
         sums = T.alloc_buffer((size,), "float32")
+        if rounded:
+            for p in T.serial(pages):
+                _scale(scores, keys, layer, table[s, page + p], h, head_dim + 1, u, p)
         for x in T.serial(head_dim // size):
             for d in T.vectorized(size):
                 sums[d] = total[row, x * size + d] * fresh[0]
@@ -123,7 +134,8 @@ def _gather(head_dim: int):
                     for d in T.vectorized(size):
                         sums[d] = (
                             sums[d]
-                            + scores[u, p * PAGE + j] * values[layer, held, h, j, x * size + d]
+                            + scores[u, p * PAGE + j]
+                            * T.Cast("float32", values[layer, held, h, j, x * size + d])
                         )
             for d in T.vectorized(size):
                 total[row, x * size + d] = sums[d]
@@ -131,14 +143,14 @@ def _gather(head_dim: int):
     return gather
 
 
-def _run(heads: int, group: int, head_dim: int, tile: int, rules: Scores):
+def _run(heads: int, group: int, head_dim: int, tile: int, rules: Scores, dtype: str):
     """Return the step of `attend`: `tile` rows, from `first` on, over a run of pages.
 
     What it updates of the rows' state: peak (rows,), the largest score; weight (rows, PAGE), the sum
     of weights by slot; total (rows, D), the weighted sum of values.
     """
-    parts = _divisor(head_dim, max(TILE // tile, 1))
-    score, gather = _score(head_dim, tile, parts), _gather(head_dim)
+    parts, rounded = _divisor(head_dim, max(TILE // tile, 1)), EXPONENTS[dtype] > 0
+    score, gather = _score(head_dim, tile, parts, rounded), _gather(head_dim, rounded)
     adjust = adjustment(rules, heads, group, RUN)
 
     @T.inline
@@ -162,7 +174,9 @@ def _run(heads: int, group: int, head_dim: int, tile: int, rules: Scores):
             seen[0] = T.min(position + row // group + 1 - page * PAGE, pages * PAGE)
             adjust(scores, slots, position + row // group - page * PAGE, h, row, u)
             _soften(scores, top, slots, seen, fresh, peak, weight, row, u)
-            gather(*(total, scores, seen, fresh, values, table, s, layer, h, row, u, page, pages))
+            gather(
+                *(total, scores, seen, fresh, keys, values, table, s, layer, h, row, u, page, pages)
+            )
 
     return run
 
@@ -184,19 +198,19 @@ def _sum(fresh, weight, row):
         fresh[0] = fresh[0] + weight[row, j]
 
 
-def _prefill(heads: int, kv_heads: int, head_dim: int, rules: Scores):
+def _prefill(heads: int, kv_heads: int, head_dim: int, rules: Scores, dtype: str):
     """Return `attend` of n tokens of one sequence."""
-    group = heads // kv_heads
+    group, scale, more = heads // kv_heads, rules.scale, EXPONENTS[dtype]
     rows, tile = TOKENS * group, _divisor(TOKENS * group, TILE)
-    run, before, scale = _run(heads, group, head_dim, tile, rules), rules.first_page, rules.scale
+    run, before = _run(heads, group, head_dim, tile, rules, dtype), rules.first_page
     layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
     units = -(-n // TOKENS)
 
     @T.prim_func(s_tir=True, private=True)
     def attend(
         queries: T.Buffer((n, heads * head_dim), "float32"),
-        keys: T.Buffer((layers, pages, kv_heads, head_dim, PAGE), "float32"),
-        values: T.Buffer((layers, pages, kv_heads, PAGE, head_dim), "float32"),
+        keys: T.Buffer((layers, pages, kv_heads, head_dim + more, PAGE), dtype),
+        values: T.Buffer((layers, pages, kv_heads, PAGE, head_dim), dtype),
         table: T.Buffer((s, width), "int32"),
         length: T.Buffer((s,), "int32"),
         layer: T.int64,
@@ -256,19 +270,19 @@ def _divide(size, length, n, rows, before):
     size[1] = T.max((size[0] + most - 1) // most, LEAST)
 
 
-def _decode(heads: int, kv_heads: int, head_dim: int, rules: Scores):
+def _decode(heads: int, kv_heads: int, head_dim: int, rules: Scores, dtype: str):
     """Return `attend` of one token of each of n sequences."""
-    group = heads // kv_heads
+    group, scale, more = heads // kv_heads, rules.scale, EXPONENTS[dtype]
     tile = _divisor(group, TILE)
-    run, before, scale = _run(heads, group, head_dim, tile, rules), rules.first_page, rules.scale
+    run, before = _run(heads, group, head_dim, tile, rules, dtype), rules.first_page
     layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
     room = n * kv_heads + UNITS
 
     @T.prim_func(s_tir=True, private=True)
     def attend(
         queries: T.Buffer((n, heads * head_dim), "float32"),
-        keys: T.Buffer((layers, pages, kv_heads, head_dim, PAGE), "float32"),
-        values: T.Buffer((layers, pages, kv_heads, PAGE, head_dim), "float32"),
+        keys: T.Buffer((layers, pages, kv_heads, head_dim + more, PAGE), dtype),
+        values: T.Buffer((layers, pages, kv_heads, PAGE, head_dim), dtype),
         table: T.Buffer((s, width), "int32"),
         length: T.Buffer((s,), "int32"),
         layer: T.int64,
@@ -340,11 +354,18 @@ def _combine(found, sums, peaks, out, i, h, g, parts, n, group, head_dim):
 
 
 @functools.cache  # its inlined steps take half a second to parse
-def attend(heads: int, kv_heads: int, head_dim: int, sequence: bool, rules: Scores | None = None):
-    """Return the TIR function (queries (n, heads D), keys, values, table, length, layer, out);
-    without `rules` scores are q · k / sqrt(D)."""
+def attend(
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    sequence: bool,
+    rules: Scores | None = None,
+    held: str = "float32",
+):
+    """Return the TIR function (queries (n, heads D), keys, values, table, length, layer, out) over a
+    cache in the format `held`; without `rules` scores are q · k / sqrt(D)."""
     rules = rules or Scores(1.0 / math.sqrt(head_dim))
-    function = (_prefill if sequence else _decode)(heads, kv_heads, head_dim, rules)
+    function = (_prefill if sequence else _decode)(heads, kv_heads, head_dim, rules, held)
     return function.with_attr(RULES, json.dumps([sequence, *astuple(rules)]))
 
 
@@ -359,6 +380,7 @@ def reference_attend(
     rules: Scores | None = None,
 ) -> Array:
     """Return softmax(scores) v over each token's own past, float32 (n, heads D)."""
+    keys, values = reference_held(keys, values)
     kv_heads, head_dim = keys.shape[2:4]
     rules = rules or Scores(1.0 / math.sqrt(head_dim))
     out = np.empty_like(queries)
