@@ -44,10 +44,11 @@ def parse() -> argparse.Namespace:
 
 
 def windows_of(checkpoint: Checkpoint, text: Path, count: int) -> np.ndarray:
-    """Return token ids int64 (count, 512)."""
+    """Return token ids int64 (count, 512), spread over the text: neighbours are of one article."""
     tokenizer = Tokenizer(checkpoint.tokenizer_files().get, checkpoint.path)
     ids = np.array(tokenizer.encode(calibration_text.read_text(text), bos=False), np.int64)
-    return evaluation.windows(ids, 512, tokenizer.bos, count)
+    windows = evaluation.windows(ids, 512, tokenizer.bos)
+    return windows[np.linspace(0, len(windows) - 1, count).round().astype(int)]
 
 
 def main() -> None:

@@ -236,7 +236,7 @@ def test_inputs_that_do_not_fit_are_refused(text: Path) -> None:
         shiftadd_tvm.quantize(text / "bert", text / "spilt", bits=3, spill=True)
     assert not (text / "spilt").exists()
     with pytest.raises(shiftadd_tvm.errors.UsageError, match="--cache is for language models"):
-        shiftadd_tvm.compile(text / "packed", text / "other", cache="int8")
+        shiftadd_tvm.compile(text / "bert-shiftadd-4bit", text / "other", cache="int8")
     assert not (text / "other").exists()
 
 
