@@ -51,7 +51,8 @@ class _Stored:
 
     def columns(self) -> tuple[int, int]:
         """Return the terms and the columns of s, 0 where there is none; once columns came first."""
-        return tuple(sorted(self.size("column_terms", axis) for axis in range(2)))
+        terms, columns = sorted(self.size("column_terms", axis) for axis in range(2))
+        return terms, columns
 
 
 def gather(path: Path) -> Report:

@@ -1,7 +1,7 @@
 """attend: causal grouped-query attention over the paged cache of `ops/attention.py`.
 
-One pass over runs of `RUN` pages with a running maximum (online softmax), by rows: a row is one query
-head of one token, and the rows of a key/value head share its pages.
+One pass over runs of pages with a running maximum (online softmax, `attend_run.py`), by rows: a row is
+one query head of one token, and the rows of a key/value head share its pages.
 
     prefill   a unit of work is `TOKENS` tokens of a key/value head: their rows score a page together
     decode    a unit is some pages of one token and key/value head: what the units of a token found is
@@ -21,164 +21,21 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from shiftadd_tvm.ops import OP
-from shiftadd_tvm.ops.attention import EXPONENTS, PAGE, power, reference_held, rows_of
+from shiftadd_tvm.ops.attend_run import RUN, divisor, run_of
+from shiftadd_tvm.ops.attention import EXPONENTS, PAGE, reference_held, rows_of
 from shiftadd_tvm.ops.elementwise import exp
-from shiftadd_tvm.ops.scores import LOWEST, Scores, adjustment, reference_scores
+from shiftadd_tvm.ops.scores import LOWEST, Scores, reference_scores
 from shiftadd_tvm.ops.shift import Array
 
 RULES = "shiftadd.rules"  # attribute: [sequence, scale, window, cap, alibi], as JSON
-RUN = 4  # pages that are softened together
 TOKENS = 16  # of a unit of prefill
 TILE = 4  # rows at most that score a page together: their sums fill the registers
-COLUMNS = 64  # of an output that are summed together
 UNITS = 64  # of decode, about: enough for many threads, few enough to put together
-LEAST = 2  # pages of a unit of decode at least
+LEAST = RUN  # pages of a unit of decode at least
 
 
 def _int64(name: str):
     return tirx.Var(name, "int64")
-
-
-def _divisor(size: int, most: int) -> int:
-    """Return the largest divisor of `size` that is at most `most`."""
-    return max(part for part in range(1, most + 1) if size % part == 0)
-
-
-@T.inline
-def _fold(top, width):
-    for j in T.vectorized(width):
-        top[j] = T.max(top[j], top[j + width])
-
-
-@T.inline
-def _soften(scores, top, slots, seen, fresh, peak, weight, row, u):
-    """Turn scores into weights; fresh[0] becomes what rescales all that came before."""
-    for j in T.vectorized(PAGE):
-        top[j] = T.float32(LOWEST)
-    for p in T.unroll(RUN):
-        for j in T.vectorized(PAGE):
-            scores[u, p * PAGE + j] = T.Select(
-                slots[j] < seen[0] - p * PAGE, scores[u, p * PAGE + j], T.float32(LOWEST)
-            )
-            top[j] = T.max(top[j], scores[u, p * PAGE + j])
-    _fold(top, 8)
-    _fold(top, 4)
-    _fold(top, 2)
-    _fold(top, 1)
-    fresh[1] = T.max(peak[row], top[0])
-    fresh[0] = exp(peak[row] - fresh[1])
-    peak[row] = fresh[1]
-    for j in T.vectorized(PAGE):
-        weight[row, j] = weight[row, j] * fresh[0]
-    for p in T.unroll(RUN):
-        for j in T.vectorized(PAGE):
-            # what the row does not see weighs e^-87 at most: nothing beside the peak's 1
-            scores[u, p * PAGE + j] = exp(scores[u, p * PAGE + j] - fresh[1])
-            weight[row, j] = weight[row, j] + scores[u, p * PAGE + j]
-
-
-@T.inline
-def _scale(scores, keys, layer, page, h, exponents, u, p):
-    for j in T.vectorized(PAGE):
-        scores[u, p * PAGE + j] = scores[u, p * PAGE + j] * power(keys[layer, page, h, exponents, j])
-
-
-def _score(head_dim: int, tile: int, parts: int, rounded: bool):
-    """Return how `tile` rows score a page; a score is split into `parts` sums, since few rows alone
-    would not hide the latency of an addition. Keys may be `rounded` to int8."""
-
-    @T.inline
-    def score(scores, sums, queries, keys, layer, page, h, first, p):
-        for part, u in T.grid(parts, tile):
-            for j in T.vectorized(PAGE):
-                sums[part, u, j] = T.float32(0)
-        for d in T.serial(head_dim // parts):
-            for part in T.unroll(parts):
-                for u in T.unroll(tile):
-                    for j in T.vectorized(PAGE):
-                        sums[part, u, j] = (
-                            sums[part, u, j]
-                            + queries[first + u, d * parts + part]
-                            * T.Cast("float32", keys[layer, page, h, d * parts + part, j])
-                        )
-        for part in T.unroll(parts - 1):
-            for u in T.unroll(tile):
-                for j in T.vectorized(PAGE):
-                    sums[0, u, j] = sums[0, u, j] + sums[part + 1, u, j]
-        for u in T.unroll(tile):
-            for j in T.vectorized(PAGE):
-                scores[u, p * PAGE + j] = sums[0, u, j]
-            if rounded:
-                _scale(scores, keys, layer, page, h, head_dim, u, p)
-
-    return score
-
-
-def _gather(head_dim: int, rounded: bool):
-    """Return how a row adds the values of a run of pages, which may be `rounded`, to its total."""
-    size = _divisor(head_dim, COLUMNS)
-
-    @T.inline
-    def gather(total, scores, seen, fresh, keys, values, table, s, layer, h, row, u, page, pages):
-        sums = T.alloc_buffer((size,), "float32")
-        if rounded:
-            for p in T.serial(pages):
-                _scale(scores, keys, layer, table[s, page + p], h, head_dim + 1, u, p)
-        for x in T.serial(head_dim // size):
-            for d in T.vectorized(size):
-                sums[d] = total[row, x * size + d] * fresh[0]
-            for p in T.serial(pages):
-                held = T.bind(table[s, page + p])
-                # no further than the row sees: what lies there may be no number, and 0 · NaN is NaN
-                for j in T.serial(T.max(T.min(seen[0] - p * PAGE, PAGE), 0)):
-                    for d in T.vectorized(size):
-                        sums[d] = (
-                            sums[d]
-                            + scores[u, p * PAGE + j]
-                            * T.Cast("float32", values[layer, held, h, j, x * size + d])
-                        )
-            for d in T.vectorized(size):
-                total[row, x * size + d] = sums[d]
-
-    return gather
-
-
-def _run(heads: int, group: int, head_dim: int, tile: int, rules: Scores, dtype: str):
-    """Return the step of `attend`: `tile` rows, from `first` on, over a run of pages.
-
-    What it updates of the rows' state: peak (rows,), the largest score; weight (rows, PAGE), the sum
-    of weights by slot; total (rows, D), the weighted sum of values.
-    """
-    parts, rounded = _divisor(head_dim, max(TILE // tile, 1)), EXPONENTS[dtype] > 0
-    score, gather = _score(head_dim, tile, parts, rounded), _gather(head_dim, rounded)
-    adjust = adjustment(rules, heads, group, RUN)
-
-    @T.inline
-    def run(
-        queries, keys, values, table, s, layer, h, total, peak, weight, first, page, pages, position
-    ):
-        """Take rows first .. first + tile through so many pages; `position` is that of row 0."""
-        scores = T.alloc_buffer((tile, RUN * PAGE), "float32")
-        products = T.alloc_buffer((parts, tile, PAGE), "float32")
-        top = T.alloc_buffer((PAGE,), "float32")
-        fresh = T.alloc_buffer((2,), "float32")
-        slots = T.alloc_buffer((PAGE,), "int32")
-        seen = T.alloc_buffer((1,), "int32")  # positions of the run that the row sees
-        for j in T.vectorized(PAGE):
-            slots[j] = T.Cast("int32", j)
-        for p in T.serial(pages):
-            held = T.bind(table[s, page + p])
-            score(scores, products, queries, keys, layer, held, h, first, p)
-        for u in T.serial(tile):
-            row = T.bind(first + u)
-            seen[0] = T.min(position + row // group + 1 - page * PAGE, pages * PAGE)
-            adjust(scores, slots, position + row // group - page * PAGE, h, row, u)
-            _soften(scores, top, slots, seen, fresh, peak, weight, row, u)
-            gather(
-                *(total, scores, seen, fresh, keys, values, table, s, layer, h, row, u, page, pages)
-            )
-
-    return run
 
 
 @T.inline
@@ -201,8 +58,8 @@ def _sum(fresh, weight, row):
 def _prefill(heads: int, kv_heads: int, head_dim: int, rules: Scores, dtype: str):
     """Return `attend` of n tokens of one sequence."""
     group, scale, more = heads // kv_heads, rules.scale, EXPONENTS[dtype]
-    rows, tile = TOKENS * group, _divisor(TOKENS * group, TILE)
-    run, before = _run(heads, group, head_dim, tile, rules, dtype), rules.first_page
+    rows, before, tile = TOKENS * group, rules.first_page, divisor(TOKENS * group, TILE)
+    run = run_of(heads, group, head_dim, tile, rules, dtype, ahead=False)
     layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
     units = -(-n // TOKENS)
 
@@ -248,7 +105,7 @@ def _prefill(heads: int, kv_heads: int, head_dim: int, rules: Scores, dtype: str
                         run(
                             *(scaled, keys, values, table, 0, layer, h, total, peak, weight),
                             *(t * tile, before(first) + p * RUN),
-                            *(T.min(end - before(first) - p * RUN, RUN), first),
+                            *(T.min(end - before(first) - p * RUN, RUN), first, 0),
                         )
                 for r in T.serial(held * group):
                     _sum(fresh, weight, r)
@@ -273,8 +130,8 @@ def _divide(size, length, n, rows, before):
 def _decode(heads: int, kv_heads: int, head_dim: int, rules: Scores, dtype: str):
     """Return `attend` of one token of each of n sequences."""
     group, scale, more = heads // kv_heads, rules.scale, EXPONENTS[dtype]
-    tile = _divisor(group, TILE)
-    run, before = _run(heads, group, head_dim, tile, rules, dtype), rules.first_page
+    tile, before = divisor(group, TILE), rules.first_page
+    run = run_of(heads, group, head_dim, tile, rules, dtype, ahead=True)
     layers, pages, s, width, n = (_int64(name) for name in ("layers", "pages", "s", "width", "n"))
     room = n * kv_heads + UNITS
 
@@ -318,7 +175,7 @@ def _decode(heads: int, kv_heads: int, head_dim: int, rules: Scores, dtype: str)
                         run(
                             *(scaled, keys, values, table, i, layer, h, total, peak, weight),
                             *(t * tile, start + p * RUN),
-                            *(T.min(end - start - p * RUN, RUN), length[i]),
+                            *(T.min(end - start - p * RUN, RUN), length[i], T.Cast("int32", width) - 1),
                         )
                 for g in T.serial(group):
                     _sum(fresh, weight, g)
