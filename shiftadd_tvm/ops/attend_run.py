@@ -2,7 +2,7 @@
 
 A page is scored by all rows of a tile at once; then each row's scores of the run become weights, by the
 running maximum of the online softmax, and weigh the values. In decode every page comes from memory,
-and lies elsewhere than the one before: what comes next is asked for ahead.
+and lies elsewhere than the one before: the beginning of what comes next is asked for ahead.
 """
 
 import numpy as np
@@ -16,6 +16,8 @@ RUN = 4  # pages that are softened together
 SUMS = 6  # vectors of scores at most that are summed together: they fill the registers of AVX2
 COLUMNS = 64  # of an output that are summed together
 LINE = 64  # bytes that memory gives at once
+REACH = 64  # lines, 4 kB: as far as a processor's own prefetcher goes
+AHEAD = 16  # of so many: it goes on by itself
 
 
 def divisor(size: int, most: int) -> int:
@@ -122,25 +124,25 @@ def _gather(head_dim: int, rounded: bool):
     return gather
 
 
-@T.inline
-def _ask(line):
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(line), 0, 3, 1))
-
-
-def _fetch(head_dim: int, dtype: str):
-    """Return how to ask for the values of a page and the keys of the next."""
+def _ask(rows: int, columns: int, dtype: str):
+    """Return how to ask for a head's (rows, columns) of a page."""
     line = LINE // np.dtype(dtype).itemsize  # numbers
-    rows, held, columns = max(line // PAGE, 1), head_dim + EXPONENTS[dtype], -(-head_dim // line)
+    lines = -(-rows * columns // line)
 
     @T.inline
-    def fetch(keys, values, layer, page, following, h):
-        for r in T.serial((held + rows - 1) // rows):
-            _ask(keys[layer, following, h, r * rows, 0])
-        for j in T.serial(PAGE):
-            for c in T.unroll(columns):
-                _ask(values[layer, page, h, j, c * line])
+    def ask(held, layer, page, h):
+        for part in T.unroll(-(-lines // REACH)):
+            for i in T.unroll(min(lines, AHEAD)):
+                first = (part * REACH + i) * line
+                T.evaluate(
+                    T.call_llvm_intrin(
+                        *("void", "llvm.prefetch"),
+                        T.address_of(held[layer, page, h, first // columns, first % columns]),
+                        *(0, 3, 1),
+                    )
+                )
 
-    return fetch
+    return ask
 
 
 def run_of(
@@ -154,7 +156,9 @@ def run_of(
     """
     parts, rounded = divisor(head_dim, max(SUMS // tile, 1)), EXPONENTS[dtype] > 0
     score, gather = _score(head_dim, tile, parts, rounded), _gather(head_dim, rounded)
-    adjust, fetch = adjustment(rules, heads, group, RUN), _fetch(head_dim, dtype)
+    adjust = adjustment(rules, heads, group, RUN)
+    ask_keys = _ask(head_dim + EXPONENTS[dtype], PAGE, dtype)
+    ask_values = _ask(PAGE, head_dim, dtype)
 
     @T.inline
     def run(
@@ -187,7 +191,8 @@ def run_of(
         for p in T.serial(pages):
             held = T.bind(table[s, page + p])
             if ahead:
-                fetch(keys, values, layer, held, table[s, T.min(page + p + 1, last)], h)
+                ask_keys(keys, layer, table[s, T.min(page + p + 1, last)], h)
+                ask_values(values, layer, held, h)
             score(scores, products, queries, keys, layer, held, h, first, p)
         for u in T.serial(tile):
             row = T.bind(first + u)
