@@ -29,6 +29,7 @@ from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.ops.gemm import ROWS
 from shiftadd_tvm.ops.shift import FRACTION_BITS, SIGN_BIT, apply_terms
 from shiftadd_tvm.schedules.llvm import gemm
+from shiftadd_tvm.schedules.llvm._registers import small
 
 OPS = ("gemm_fixed",)
 SPAN = 16  # steps of 8 inputs whose sums fit 32 bits
@@ -76,11 +77,6 @@ def _store(buffer, value, *at) -> None:
     T.buffer_store(buffer, value, list(at))
 
 
-def _small(shape: tuple[int, ...], dtype: str):
-    # "global": TVM keeps small ones on the stack, so that LLVM keeps them in registers
-    return T.alloc_buffer(shape, dtype, scope="global")
-
-
 class _Kernel:
     """Emits the function of fixed (n, 8 KB), exponent, planes, plane and row terms, (bias,) y (n, N)."""
 
@@ -114,7 +110,7 @@ class _Kernel:
     def _block(self, block, made) -> None:
         fixed, exponent, planes, plane_terms, row_terms, *bias, y = made
         tiles = (self.count + (ROWS - 1)) // ROWS
-        panel = _small((self.span * PAIRS, COLUMNS), "uint32")
+        panel = small((self.span * PAIRS, COLUMNS), "uint32")
         sums = T.alloc_buffer((tiles * ROWS, COLUMNS), "float32", scope="global")
         levels, unit = self._levels(plane_terms, block)
         with T.serial(0, tiles * ROWS) as m:
@@ -132,8 +128,8 @@ class _Kernel:
 
     def _levels(self, plane_terms, block):
         """Return 2 w of each plane and behind them minus the sum of all w, modulo 2^16; and 2^u."""
-        levels, unit = _small((self.bits + 1,), "uint16"), _small((1,), "float32")
-        bits, peak = _small((self.bits,), "uint32"), _small((1,), "float32")
+        levels, unit = small((self.bits + 1,), "uint16"), small((1,), "float32")
+        bits, peak = small((self.bits,), "uint32"), small((1,), "float32")
         size = lambda p: bits[p] & T.uint32(SIGN_BIT - 1)
         _store(peak, T.float32(0), 0)
         for p in range(self.bits):
@@ -158,7 +154,7 @@ class _Kernel:
     def _widen(self, planes, block, first, levels, panel) -> None:
         """Fill the panel with the whole numbers of a span's pairs of inputs, 16 bits each."""
         halves = 2 * self.words  # a word of a plane holds 2 × 16 bits: of 2 bytes' rows each
-        doubled, w = _small((self.bits, 2, halves), "uint16"), _small((halves,), "uint16")
+        doubled, w = small((self.bits, 2, halves), "uint16"), small((halves,), "uint16")
         every = T.Ramp(0, 1, halves)
         many = lambda value: T.Broadcast(value, halves)
         with T.serial(0, self.span) as step:
@@ -185,7 +181,7 @@ class _Kernel:
     def _multiply(self, fixed, first, panel, sums, m, columns) -> None:
         """Add a tile of rows times the panel to its sums."""
         lanes, vectors = self.primitive.lanes, range(self.primitive.vectors)
-        acc = _small((ROWS, len(vectors), lanes), "int32")
+        acc = small((ROWS, len(vectors), lanes), "int32")
         every, dtype = T.Ramp(0, 1, lanes), f"float32x{lanes}"
         at = lambda v: T.Ramp((columns * len(vectors) + v) * lanes, 1, lanes)
         for i in range(ROWS):

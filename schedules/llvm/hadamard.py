@@ -14,6 +14,7 @@ from shiftadd_tvm.ops import OP
 from shiftadd_tvm.ops.hadamard import BUTTERFLY, exponent
 from shiftadd_tvm.ops.shift import shift
 from shiftadd_tvm.schedules.llvm import rows
+from shiftadd_tvm.schedules.llvm._registers import small
 
 OPS = ("hadamard",)
 
@@ -56,8 +57,7 @@ class _Kernel:
     def _transform(self, x, signs, y, row, first) -> None:
         """Write the transform of the block that begins at column `first` of a row."""
         lanes, count = self.lanes, self.block // self.lanes
-        # "global": TVM keeps small ones on the stack, so that LLVM keeps them in registers
-        held = T.alloc_buffer((count, lanes), "float32", scope="global")
+        held = small((count, lanes), "float32")
         every = T.Ramp(0, 1, lanes)
         for i in range(count):
             start = first + i * lanes

@@ -13,6 +13,7 @@ from tvm.tirx.script import builder as T
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.ops import OP, lut
 from shiftadd_tvm.ops.planes import ENTRIES, GROUP, STEP
+from shiftadd_tvm.schedules.llvm._registers import small
 
 OPS = ("lut_build",)
 WIDTHS = {"avx512": 32, "avx2": 16}  # numbers of 16 bits in a vector; elsewhere 8
@@ -24,11 +25,6 @@ def schedule(sch: Schedule, backend: Backend) -> PrimFunc:
     """Return the kernel for the sizes of the function."""
     columns = int(sch.get(sch.get_sblock("total")).iter_vars[-1].dom.extent)
     return _Kernel(sch.mod["main"], columns, backend).function()
-
-
-def _small(shape: tuple[int, ...], dtype: str):
-    # "global": TVM keeps small ones on the stack, so that LLVM keeps them in registers
-    return T.alloc_buffer(shape, dtype, scope="global")
 
 
 class _Kernel:
@@ -74,7 +70,7 @@ class _Kernel:
 
     def _fix(self, values, m, whole, scale) -> None:
         """Write the row's whole numbers and its exponent."""
-        peaks, field = _small((self.lanes,), "uint32"), _small((1,), "uint32")
+        peaks, field = small((self.lanes,), "uint32"), small((1,), "uint32")
         T.buffer_store(peaks, T.Broadcast(T.uint32(0), self.lanes), [T.Ramp(0, 1, self.lanes)])
         self._columns(
             lambda k, lane: T.buffer_store(
@@ -95,7 +91,7 @@ class _Kernel:
         """Write the sums of the sizes of each group's whole numbers."""
         length = self.columns if self.groups > 1 else self.length
         lanes = self.lanes if length % self.lanes == 0 else 1
-        sums, total = _small((lanes,), "uint32"), _small((1,), "uint32")
+        sums, total = small((lanes,), "uint32"), small((1,), "uint32")
         with T.serial(0, self.groups) as c:
             with T.vectorized(0, lanes) as lane:
                 T.buffer_store(sums, T.uint32(0), [lane])
