@@ -57,6 +57,9 @@ def bench(
     kernel: Kernel = False,
     shape: Shape = None,
     activations: options.Activations = None,
+    scales: Annotated[
+        Literal["separable", "row-group"] | None, typer.Option(help="Scales of single operators.")
+    ] = None,
     cache: Annotated[
         Literal["float32", "int8"] | None, typer.Option(help="Cache of made-up models, as in compile.")
     ] = None,
@@ -74,10 +77,7 @@ def bench(
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
     _check(artifact, synthetic, kernel, shape, target)
-    if activations and not kernel:
-        raise UsageError("--activations is for single operators; add --kernel, or compile with it.")
-    if cache and (kernel or artifact):
-        raise UsageError("--cache is for made-up models; leave it out, or compile with it.")
+    _check_formats(artifact, kernel, activations, scales, cache)
     with leaving("nothing was kept"), console.progress("measuring") as progress:
         if kernel:
             fields = bench_workflow.bench_kernels(
@@ -86,6 +86,7 @@ def bench(
                 target=target,
                 threads=threads or 1,
                 activations=activations or "",
+                scales=scales or "separable",
                 baselines=baselines,
                 progress=progress,
             )
@@ -101,6 +102,22 @@ def bench(
                 synthetic, whole, request, target=target, cache=cache or "float32", progress=progress
             )
     console.result(fields, tables.model(fields))
+
+
+def _check_formats(
+    artifact: Path | None,
+    kernel: bool,
+    activations: str | None,
+    scales: str | None,
+    cache: str | None,
+) -> None:
+    """Raise `UsageError` for a format of what is not measured, or was compiled before."""
+    if activations and not kernel:
+        raise UsageError("--activations is for single operators; add --kernel, or compile with it.")
+    if scales and not kernel:
+        raise UsageError("--scales is for single operators; add --kernel.")
+    if cache and (kernel or artifact):
+        raise UsageError("--cache is for made-up models; leave it out, or compile with it.")
 
 
 def _check(

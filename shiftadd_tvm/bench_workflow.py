@@ -74,6 +74,7 @@ def bench_kernels(
     target: str | None = None,
     threads: int = 1,
     activations: str = "",
+    scales: str = "separable",
     baselines: bool = False,
     progress: BenchProgress | None = None,
 ) -> dict[str, Any]:
@@ -83,7 +84,8 @@ def bench_kernels(
     if isinstance(shapes, str):
         shapes = _module("shapes").linear_shapes(shapes)
     chosen = backend.chosen(activations)
-    request = kernels.Request(shapes, bits, backend.name, threads, baselines, activations=chosen)
+    formats = {"activations": chosen, "scales": scales}
+    request = kernels.Request(shapes, bits, backend.name, threads, baselines, **formats)
     fields: dict[str, Any] = kernels.measure(request, progress or _silent)
     return fields
 

@@ -30,20 +30,31 @@ from shiftadd_tvm.synthetic import SyntheticModel
 from shiftadd_tvm.tuning.log import open_logs
 
 TOGETHER = 32  # linears of one function at most
+# what `--scales` means, as settings: a row's group of 128 inputs has one power of two
+SCALES: dict[str, dict[str, Any]] = {
+    "separable": {},
+    "row-group": {"scale_format": "row-group", "block_terms": 1},
+}
 LINEAR = ".self_attn.o_proj"  # whose outputs and inputs can be chosen freely
 FUNCTION = "linears"
 
 Array = np.ndarray
 
 
-def linear_model(outputs: int, inputs: int, bits: int, count: int) -> SyntheticModel:
-    """Return a model with `count` linears (outputs, inputs): the o_proj of its layers."""
+def linear_model(
+    outputs: int, inputs: int, bits: int, count: int, scales: str = "separable"
+) -> SyntheticModel:
+    """Return a model with `count` linears (outputs, inputs): the o_proj of its layers; `scales` is one
+    of `SCALES`."""
     config: dict[str, object] = {
         **{"model_type": "llama", "num_hidden_layers": count, "intermediate_size": 8},
         **{"hidden_size": outputs, "head_dim": inputs, "vocab_size": 8},
         **{"num_attention_heads": 1, "num_key_value_heads": 1},
     }
-    return SyntheticModel(config, QuantizeSettings(bits=bits, max_rotation=0, embedding_bits=8))
+    chosen = SCALES[scales]
+    return SyntheticModel(
+        config, QuantizeSettings(bits=bits, max_rotation=0, embedding_bits=8, **chosen)
+    )
 
 
 def linear_parameters(
@@ -81,14 +92,20 @@ class ColdLinears:
     """One shape's compiled linears, and sets of weights that are rotated."""
 
     def __init__(
-        self, shape: tuple[int, int], bits: int, backend: Backend, cold: int, activations: str
+        self,
+        shape: tuple[int, int],
+        bits: int,
+        backend: Backend,
+        cold: int,
+        activations: str,
+        scales: str = "separable",
     ) -> None:
         """Compile, and fill `cold` bytes with weights."""
-        _, one = linear_parameters(linear_model(*shape, bits, 1), backend, activations)
+        _, one = linear_parameters(linear_model(*shape, bits, 1, scales), backend, activations)
         self.nbytes = sum(_nbytes(p) for p in one)  # planes and scales of one linear
         wanted = -(-cold // self.nbytes)
         self.count = min(wanted, TOGETHER)
-        model = linear_model(*shape, bits, self.count)
+        model = linear_model(*shape, bits, self.count, scales)
         groups, found = linear_parameters(model, backend, activations)
         self.machine, self.kernels = build(model, groups, found, backend, activations)
         arrays = [p.read() for p in found]
@@ -137,7 +154,8 @@ def _prepare(request: Fields) -> tuple[Fields, dict[str, Any]]:
             f"{', '.join(missing)} (shiftadd-tvm targets)."
         )
     shape, bits = tuple(request["shape"]), request["bits"]
-    linears = ColdLinears(shape, bits, backend, request["cold_bytes"], request["activations"])
+    formats = (request["activations"], request["scales"])
+    linears = ColdLinears(shape, bits, backend, request["cold_bytes"], *formats)
     ffi = library.import_ffi()
     words = memory.probe_words(request["probe_bytes"])
     views = memory.probe_views(words, read_memory.SHAPES, request["threads"])

@@ -93,13 +93,13 @@ class _MadeUp:
             first = rng.integers(-1, 1, shape[:1]) - round(math.log2(self._inputs[name]) / 2)
         elif name.endswith("column_terms"):
             first = rng.integers(-1, 1, shape[:1])
-        else:  # of the planes: a half, a quarter, ...
-            first = -1 - np.arange(shape[0])
+        else:  # of the planes: a half, a quarter, ... and so of their blocks
+            first = -1 - np.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 2))
         terms = np.empty(shape, np.uint8)
-        for index in range(shape[1]):
-            terms[:, index] = first - 2 * index + EXPONENT_BIAS
+        for index in range(shape[-1]):
+            terms[..., index] = first - 2 * index + EXPONENT_BIAS
             if index:
-                terms[:, index] |= NEGATIVE * rng.integers(0, 2, shape[0], np.uint8)
+                terms[..., index] |= NEGATIVE * rng.integers(0, 2, shape[:-1], np.uint8)
         return terms
 
 

@@ -168,6 +168,8 @@ def test_unknown_names_name_the_nearest(tmp_path: Path) -> None:
         (["app", "--prompt-tokens", "0"], ["--prompt-tokens is 0"]),
         (["--synthetic", "llama-2-7b", "--prompt-tokens", "5000"], ["5065", "4096 positions"]),
         (["ART", "--activations", "float32"], ["--activations is for single operators", "--kernel"]),
+        (["ART", "--scales", "row-group"], ["--scales is for single operators", "--kernel"]),
+        (["ART", "--cache", "int8"], ["--cache is for made-up models", "compile"]),
     ],
 )
 def test_usage(arguments: list[str], words: list[str], tmp_path: Path) -> None:

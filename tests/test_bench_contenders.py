@@ -56,9 +56,13 @@ def test_a_probe_reads_nearly_all_of_its_buffer() -> None:
 
 @pytest.mark.parametrize("shape", [(40, 64), (48, 264)])
 @pytest.mark.parametrize("bits", [1, 3])
-def test_the_operator_that_is_timed_is_right(shape: tuple[int, int], bits: int) -> None:
-    cold = kernel_bench.ColdLinears(shape, bits, backend.load(PRESETS[0]), 120_000, "int16")
-    model = kernel_bench.linear_model(*shape, bits, cold.count)
+@pytest.mark.parametrize("scales", kernel_bench.SCALES)
+def test_the_operator_that_is_timed_is_right(
+    shape: tuple[int, int], bits: int, scales: str
+) -> None:
+    target = backend.load(PRESETS[0])
+    cold = kernel_bench.ColdLinears(shape, bits, target, 120_000, "int16", scales)
+    model = kernel_bench.linear_model(*shape, bits, cold.count, scales)
     x = np.random.default_rng(0).standard_normal((1, shape[1]))
     names = [name for name in model.linears() if name.endswith(kernel_bench.LINEAR)]
     for _ in range(2):  # by two sets of weights

@@ -35,6 +35,7 @@ class Request:
     probe_bytes: int | None = None  # None: several times the last cache
     cold_bytes: int | None = None  # None: more than the last cache keeps
     activations: str = "int16"
+    scales: str = "separable"  # or "row-group"
 
 
 def parse_shapes(text: str) -> list[Shape]:
@@ -67,6 +68,7 @@ def measure(request: Request, progress: Progress = lambda done, total, what: Non
         "bits": request.bits,
         "threads": request.threads,
         "activations": request.activations,
+        "scales": request.scales,
         "dram_bandwidth_bytes_per_second": statistics.median(rates),
         "dram_bandwidth_best": max(rates),
         "dram_bandwidth_spread": spread,
@@ -86,6 +88,7 @@ def _measure_shape(
         "bits": request.bits,
         "target": request.target,
         "activations": request.activations,
+        "scales": request.scales,
         "probe_bytes": request.probe_bytes or memory.probe_bytes(),
     }
     rates: dict[str, list[float]] = defaultdict(list)
