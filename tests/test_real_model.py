@@ -23,7 +23,7 @@ from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.reference import ReferenceModel
 from shiftadd_tvm.runtime.engine import Engine, Sampling
-from shiftadd_tvm.verification import RELATIVE, compare, run_golden
+from shiftadd_tvm.verification import LEAD, RELATIVE, compare, run_golden
 
 ROOT = Path(__file__).parent.parent
 MB = 1 << 20
@@ -191,7 +191,7 @@ def test_greedy_tokens_agree_by_the_margin_rule(
 
 
 def check_greedy_tokens(packed: Path, artifact: Path, least: float) -> None:
-    relative = RELATIVE[Artifact(artifact).activations()]
+    lead = LEAD[Artifact(artifact).activations()]
     engine = Engine(artifact)
     reference = ReferenceModel(DequantizedModel(open_packed(packed)))
     rows, starts = [], []
@@ -208,7 +208,7 @@ def check_greedy_tokens(packed: Path, artifact: Path, least: float) -> None:
     for states, row, start in zip(hidden, rows, starts, strict=True):
         logits = reference.logits(states[start - 1 : len(row) - 1]).numpy()
         margin = np.diff(np.partition(logits, -2, axis=-1)[:, -2:])[:, 0]
-        clear = margin > 2 * relative * np.abs(logits).max()
+        clear = margin > 2 * lead * np.abs(logits).max()
         assert (logits.argmax(axis=-1) == row[start:])[clear].all()
         decided += int(clear.sum())
     assert decided > least * 64 * len(PROMPTS), decided
@@ -246,7 +246,7 @@ def test_golden_gate_on_two_machines(packed: Path, artifact: Path, tmp_path: Pat
     relative = RELATIVE[ACTIVATIONS]
     for name, runs in found.items():
         for logits in runs:
-            held = compare(golden[0], logits, relative)
+            held = compare(golden[0], logits, relative, LEAD[ACTIVATIONS])
             assert held.passed and held.tokens_compared >= TOKENS // 2, (name, held)
             for other in found["Python"]:
                 assert compare(other, logits, relative).passed, name
