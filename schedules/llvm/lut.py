@@ -3,6 +3,7 @@
 from tvm.s_tir import Schedule
 
 from shiftadd_tvm.backend import Backend, Knob
+from shiftadd_tvm.ops.lut import BY_DIGITS
 from shiftadd_tvm.ops.planes import VIEWS
 from shiftadd_tvm.schedules.llvm import _lookup
 
@@ -74,7 +75,7 @@ def tile(
         tokens=tokens,
         blocks=shared,
         steps=steps,
-        digits={1: (8,), 2: (7, 7)}[digits],
+        digits=BY_DIGITS[digits].digit_bits,
         unroll=divisor(steps, 1, unroll * turn),
         prefetch=prefetch,
     )

@@ -18,7 +18,6 @@ from shiftadd_tvm.schedules.llvm._registers import small
 OPS = ("lut_build",)
 WIDTHS = {"avx512": 32, "avx2": 16}  # numbers of 16 bits in a vector; elsewhere 8
 LANES = 2 * ENTRIES  # of a step
-BY_DIGITS = {len(form.digit_bits): form for form in lut.FORMATS.values()}
 
 
 def schedule(sch: Schedule, backend: Backend) -> PrimFunc:
@@ -35,7 +34,7 @@ class _Kernel:
         values, tables, scale = self.given
         self.rows, self.inputs = (int(size) for size in values.shape)
         self.steps, self.digits = int(tables.shape[1]), int(tables.shape[3])
-        self.groups, self.form = int(scale.shape[1]) - 1, BY_DIGITS[self.digits]
+        self.groups, self.form = int(scale.shape[1]) - 1, lut.BY_DIGITS[self.digits]
         self.width = WIDTHS.get(backend.isa, 8)
         self.held = self.width // STEP  # steps of a vector of inputs
         longest = max(self.steps * STEP, self.groups * columns)
@@ -59,7 +58,7 @@ class _Kernel:
         return builder.get()
 
     def _columns(self, body) -> None:
-        """Emit `body(index)` for all columns, as many at once as a vector has lanes."""
+        """Emit `body(column, lane)` for all columns, as many at once as a vector has lanes."""
         whole = self.inputs // self.lanes * self.lanes
         with T.serial(0, self.inputs // self.lanes) as part:
             with T.vectorized(0, self.lanes) as lane:

@@ -65,6 +65,7 @@ class Format:
 
 # an entry is at most 4 (2^bits - 1): 14 bits, or 8
 FORMATS = {f.name: f for f in (Format("int16", 12, (7, 7)), Format("int8", 6, (8,)))}
+BY_DIGITS = {len(form.digit_bits): form for form in FORMATS.values()}  # as tables show them
 
 
 def _u32(number: int):
