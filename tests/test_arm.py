@@ -32,7 +32,7 @@ def test_emulated_equals_reference(name: str, program: Program) -> None:
     emulated_cases.check(program, name, *DRAWN[name], ARM)
 
 
-KNOBS = {"shared": 2, "task": 2, "unroll": 2, "prefetch": 0}  # and not the untuned ones
+KNOBS = {"shared": 2, "task": 2, "unroll": 2, "prefetch": 0, "far": 2048}  # and not the untuned ones
 
 
 def test_knobs_change_no_result(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from shiftadd_tvm.synthetic import SyntheticModel
 from shiftadd_tvm.tuning import crossover, log, search, space, tasks
 from shiftadd_tvm.tuning.measure import TrialError
 
-KNOBS = {"shared": 1, "task": 2, "unroll": 2, "prefetch": 1024}
+KNOBS = {"shared": 1, "task": 2, "unroll": 2, "prefetch": 1024, "far": 4096}
 PRESET = probe.BACKEND.name
 
 
@@ -236,9 +236,10 @@ def test_a_record_with_an_unknown_intrinsic_is_passed_over(
 @pytest.mark.parametrize("isa", ["generic", *_lookup.PRIMITIVES])
 def test_a_tile_is_its_name(isa: str) -> None:
     for rows, digits in ((32, (7, 7)), (64, (8,)), (512, (7, 7))):
-        tile = _lookup.Tile(isa, rows, 4, 2, 128, digits, unroll=2, prefetch=4096)
-        assert _lookup.Tile.parse(tile.name) == tile
-        assert _lookup.Tile.parse(tile.name + "0") is None  # another version
+        for far in (0, 4096):
+            tile = _lookup.Tile(isa, rows, 4, 2, 128, digits, unroll=2, prefetch=1024, far=far)
+            assert _lookup.Tile.parse(tile.name) == tile
+            assert _lookup.Tile.parse(tile.name + "0") is None  # another version
     for name in ("", "shiftadd.lut", "dp4a", _lookup.Tile(isa, 32, 1, 1, 1, (8,)).name[1:]):
         assert _lookup.Tile.parse(name) is None and not _lookup.restore(name)
 

@@ -12,6 +12,7 @@ text for all vector instruction sets. Names carry a version: tuning records stor
 implementation that changes gets a new one.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -51,7 +52,7 @@ PRIMITIVES = {
 NAME = re.compile(
     rf"shiftadd\.lut_(?P<isa>generic|{'|'.join(PRIMITIVES)})(?P<rows>\d+)"
     r"_m(?P<tokens>\d+)_b(?P<blocks>\d+)_s(?P<steps>\d+)_d(?P<digits>\d+(x\d+)*)"
-    r"_u(?P<unroll>\d+)_pf(?P<prefetch>\d+)_v\d+"
+    r"_u(?P<unroll>\d+)_pf(?P<prefetch>\d+)(x(?P<far>\d+))?_v\d+"
 )
 
 
@@ -66,13 +67,15 @@ class Tile:
     steps: int
     digits: tuple[int, ...]  # bits of each
     unroll: int = 1  # steps
-    prefetch: int = 0  # bytes ahead of the planes; 0: left to the hardware
+    prefetch: int = 0  # bytes ahead of the planes, into the first cache; 0: left to the hardware
+    far: int = 0  # the same into the second cache
 
     @property
     def name(self) -> str:
         """The name under which the intrinsic is registered, and recorded by tuning."""
         sizes = f"m{self.tokens}_b{self.blocks}_s{self.steps}_d{'x'.join(map(str, self.digits))}"
-        knobs = f"u{self.unroll}_pf{self.prefetch}"
+        far = f"x{self.far}" if self.far else ""  # names of before there was one stay true
+        knobs = f"u{self.unroll}_pf{self.prefetch}{far}"
         return f"shiftadd.lut_{self.isa}{self.rows}_{sizes}_{knobs}_v{VERSION}"
 
     @classmethod
@@ -81,8 +84,8 @@ class Tile:
         if (match := NAME.fullmatch(name)) is None:
             return None
         isa, digits = match["isa"], tuple(map(int, match["digits"].split("x")))
-        sizes = ("rows", "tokens", "blocks", "steps", "unroll", "prefetch")
-        tile = cls(isa=isa, digits=digits, **{size: int(match[size]) for size in sizes})
+        sizes = ("rows", "tokens", "blocks", "steps", "unroll", "prefetch", "far")
+        tile = cls(isa=isa, digits=digits, **{size: int(match[size] or 0) for size in sizes})
         return tile if tile.name == name else None
 
 
@@ -177,12 +180,15 @@ def _description(tile: Tile):
     return intrinsic(_buffers(tile), body)
 
 
+CACHES = {"prefetch": 3, "far": 2}  # what LLVM calls the first and the second cache
+
+
 def prefetch(planes, step, tile) -> None:
-    """Ask for the planes that a later step of a tile reads."""
-    for r in range(tile.blocks if tile.prefetch else 0):
-        ahead = planes[r, 0, step + tile.prefetch // tile.rows, 0]
-        fetch = ("llvm.prefetch", T.address_of(ahead), 0, 3, 1)
-        T.evaluate(T.call_llvm_intrin("void", *fetch))
+    """Ask for the planes that later steps of a tile read, `tile.prefetch` and `tile.far` bytes on."""
+    for (name, cache), r in itertools.product(CACHES.items(), range(tile.blocks)):
+        if distance := getattr(tile, name):
+            ahead = T.address_of(planes[r, 0, step + distance // tile.rows, 0])
+            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", ahead, 0, cache, 1))
 
 
 class _Vectors:

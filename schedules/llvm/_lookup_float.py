@@ -27,7 +27,8 @@ class Tile:
     rows: int  # L, of a row block
     blocks: int  # row blocks that share the loads of a table
     steps: int
-    prefetch: int  # bytes ahead of the planes
+    prefetch: int  # bytes ahead of the planes, into the first cache
+    far: int  # the same into the second
 
     @property
     def lanes(self) -> int:
@@ -37,7 +38,7 @@ class Tile:
 
 def register(tile: Tile) -> str:
     """Register (once) the intrinsic of `tile`; return its name."""
-    sizes = f"{tile.isa}{tile.rows}_b{tile.blocks}_s{tile.steps}_pf{tile.prefetch}"
+    sizes = f"{tile.isa}{tile.rows}_b{tile.blocks}_s{tile.steps}_pf{tile.prefetch}x{tile.far}"
     name = f"shiftadd.lut_float_{sizes}_v{VERSION}"
     if TensorIntrin.get(name, allow_missing=True) is None:
         vectors = tile.isa in LOOKUPS

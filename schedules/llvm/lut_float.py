@@ -8,8 +8,8 @@ from shiftadd_tvm.schedules.llvm import _lookup_float
 from shiftadd_tvm.schedules.llvm.lut import divisor
 
 OPS = ("lut_float_query",)
-SHARED = {"avx512": 2}  # row blocks that share the loads of a table: as many as the registers hold
-PREFETCH = 4096  # bytes ahead
+SHARED = {"avx512": 4}  # row blocks that share the loads of a table, streams of planes side by side
+AHEAD = (768, 1536)  # bytes, into the first and the second cache
 
 
 def schedule(sch: Schedule, backend: Backend) -> None:
@@ -32,7 +32,7 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     single = [loop for loop, extent in ((b, shared), (step, steps)) if extent == 1]
     sch.reorder(p, m, chunk, *single, *covered, i)
     start = sch.decompose_reduction(sums, chunk)
-    tile = _lookup_float.Tile(backend.isa, backend.rows, shared, steps, PREFETCH)
+    tile = _lookup_float.Tile(backend.isa, backend.rows, shared, steps, *AHEAD)
     sch.tensorize(covered[0], _lookup_float.register(tile))
     for stage in (start, totals):
         sch.vectorize(sch.get_loops(stage)[-1])

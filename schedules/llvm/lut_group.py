@@ -8,7 +8,7 @@ from shiftadd_tvm.schedules.llvm import _lookup, lut
 
 OPS = ("lut_group",)
 SHARED = {"avx512": 2, "avx2": 2}  # row blocks that share the loads of a table
-PREFETCH = 2048  # bytes ahead
+AHEAD = (1024, 4096)  # bytes, into the first and the second cache
 
 
 def schedule(sch: Schedule, backend: Backend) -> None:
@@ -28,7 +28,7 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     for stage in (weighted, sums):
         sch.compute_at(stage, c, preserve_unit_loops=True)
     step = sch.get_loops(sums)[-3]
-    tile = lut.tile(sch, sums, step, backend, shared, unroll=1, prefetch=PREFETCH)
+    tile = lut.tile(sch, sums, step, backend, shared, unroll=1, ahead=AHEAD)
     group, m, block, plane, v, i = sch.get_loops(sums)[3:-3]
     # TVM drops loops of extent 1 from what it matches, so they stay outside
     covered = [loop for loop in (m, block) if int(sch.get(loop).extent) > 1]
