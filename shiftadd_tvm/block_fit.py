@@ -40,8 +40,8 @@ def fit(matrix: Array, bits: int, settings: QuantizeSettings) -> Fitted:
         low, high = part[0].start * rows, part[0].stop * rows
         left, right = part[1].start * columns, part[1].stop * columns
         piece = matrix[low:high, left:right]
-        groups = _to_groups(piece, rows, columns)
-        present = _to_groups(np.ones(piece.shape, np.float32), rows, columns)
+        groups = to_groups(piece, rows, columns)
+        present = to_groups(np.ones(piece.shape, np.float32), rows, columns)
         planes, terms = fit_groups(groups, present, bits, settings.rounds, settings.block_terms)
         codes[:, part[0], part[1]] = np.moveaxis(terms, 0, 1).reshape(codes[:, *part].shape)
         for flag, plane in zip(flags, planes, strict=True):
@@ -59,7 +59,7 @@ def _parts(blocks: tuple[int, int], size: int) -> Iterator[tuple[slice, slice]]:
             yield slice(top, bottom), slice(left, right)
 
 
-def _to_groups(piece: Array, rows: int, columns: int) -> Array:
+def to_groups(piece: Array, rows: int, columns: int) -> Array:
     """Return (n, k) as (blocks, rows * columns), float64, padded with zeros."""
     height, width = -(-piece.shape[0] // rows), -(-piece.shape[1] // columns)
     padded = np.zeros((height * rows, width * columns))
@@ -69,7 +69,7 @@ def _to_groups(piece: Array, rows: int, columns: int) -> Array:
 
 
 def _from_groups(groups: Array, shape: tuple[int, ...], rows: int, columns: int) -> Array:
-    """Undo `_to_groups` and cut the padding off."""
+    """Undo `to_groups` and cut the padding off."""
     height, width = -(-shape[0] // rows), -(-shape[1] // columns)
     blocks = groups.reshape(height, width, rows, columns).transpose(0, 2, 1, 3)
     return blocks.reshape(height * rows, width * columns)[: shape[0], : shape[1]]
@@ -139,13 +139,21 @@ def _round(scales: Array, terms: int) -> tuple[Array, Array]:
 
 def _nearest(groups: Array, scales: Array) -> Array:
     """Return the planes, bool (q, G, L), of the nearest sums of ±scales (G, q), ties upwards."""
-    bits = scales.shape[1]
-    patterns = ((np.arange(1 << bits)[:, None] >> np.arange(bits)) & 1).astype(bool)  # (2^q, q)
-    sums = scales @ _signs(patterns).T
-    order = np.argsort(sums, axis=1, kind="stable")
-    levels = np.take_along_axis(sums, order, 1)
+    sums, numbers = levels(scales)
     index = np.zeros(groups.shape, np.intp)
-    for middle in ((levels[:, 1:] + levels[:, :-1]) / 2).T:
+    for middle in ((sums[:, 1:] + sums[:, :-1]) / 2).T:
         index += groups >= middle[:, None]
-    pattern = np.take_along_axis(order, index, 1)
-    return np.stack([(pattern >> plane) & 1 for plane in range(bits)]).astype(bool)
+    return planes_of(np.take_along_axis(numbers, index, 1), scales.shape[1])
+
+
+def levels(scales: Array) -> tuple[Array, Array]:
+    """Return the sums of ±scales (G, q), ascending, (G, 2^q), and the number of each: bit i of it says
+    that plane i has +1."""
+    sums = scales @ _signs(planes_of(np.arange(1 << scales.shape[1]), scales.shape[1]))
+    order = np.argsort(sums, axis=1, kind="stable")
+    return np.take_along_axis(sums, order, 1), order
+
+
+def planes_of(numbers: Array, bits: int) -> Array:
+    """Return the planes, bool (bits, ...), of the numbers of levels (...)."""
+    return np.stack([(numbers >> plane) & 1 for plane in range(bits)]).astype(bool)

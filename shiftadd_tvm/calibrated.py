@@ -291,11 +291,11 @@ class Calibrated:
         """Return the tuned scales and vectors of the coded model; see `distillation.tune`."""
         if self._store.has(_TUNED):
             return self._store.tensors(_TUNED)
-        amounts = self._settings.amounts
-        recipe = distillation.Recipe(amounts.steps, seed=self._settings.seed)
+        steps = self._settings.steps
+        recipe = distillation.Recipe(steps, seed=self._settings.seed)
         teacher = torch.from_numpy(self._store.tensor(_STATES, "states"))
         note = lambda step, loss: self._report(
-            "tune", step / amounts.steps, f"tuning: step {step}, {loss:.3f} nats a token"
+            "tune", step / steps, f"tuning: step {step}, {loss:.3f} nats a token"
         )
         state = self._store.path(_TUNING)
         tuned = distillation.tune(packed, self._windows(), teacher, recipe, state, note)

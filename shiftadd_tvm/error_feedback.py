@@ -15,7 +15,7 @@ RoundColumn = Callable[[int, Tensor], Tensor]  # (input k, column (N,)) -> round
 SeeRun = Callable[[Tensor], None]  # columns (run, N) as they stand before the first is rounded
 
 DAMPING = 0.01  # of the mean diagonal, as GPTQ has it
-_BLOCK = 32  # columns that are rounded before the open ones hear of it
+_BLOCK = 32  # columns that are rounded before the open ones hear of it, or one run of them
 
 
 class Feedback:
@@ -36,18 +36,18 @@ class Feedback:
         weights: Tensor,
         round_column: RoundColumn,
         see_run: SeeRun | None = None,
-        run: int = _BLOCK,
+        run: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """Return the rounded matrix and what was rounded (weights after feedback), both (N, K).
 
-        `see_run` gets every `run` columns, a divisor of 32, before the first of them is rounded: for
-        scales that several columns share.
+        `see_run` gets every `run` columns of the order before the first of them is rounded: for scales
+        that several columns share.
         """
         columns = weights.T[self.order].contiguous()
         rounded = torch.empty_like(columns)
-        inputs = self.order.tolist()
-        for start in range(0, len(inputs), _BLOCK):
-            stop = min(start + _BLOCK, len(inputs))
+        inputs, block = self.order.tolist(), max(1, _BLOCK // run) * run
+        for start in range(0, len(inputs), block):
+            stop = min(start + block, len(inputs))
             factor = self.factor[start:stop]
             errors = torch.empty_like(columns[start:stop])
             for i in range(start, stop):
@@ -64,6 +64,16 @@ class Feedback:
         restored = torch.empty_like(columns)
         restored[self.order] = columns
         return restored.T.contiguous()
+
+
+def block_order(importance: Tensor, columns: int) -> Tensor:
+    """Return the inputs, int64 (K,), by the importance (K,) of the blocks of so many neighbours that
+    they are in; a short block comes last."""
+    whole = len(importance) // columns * columns
+    sums = importance[:whole].reshape(-1, columns).sum(1)
+    first = torch.argsort(sums, descending=True, stable=True) * columns
+    blocks = (first[:, None] + torch.arange(columns)).reshape(-1)
+    return torch.cat([blocks, torch.arange(whole, len(importance))])
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def quantize_plan(source: str, plan: "QuantizePlan", memory: int | None = None) 
         tokens = settings.calibration_tokens or settings.amounts.tokens
         text = settings.calibration_text or "text that the model writes itself"
         rows["calibration"] = f"{tokens} tokens of {text}"
-        rows["effort"] = f"{settings.effort}: {settings.amounts.steps} steps of tuning"
+        rows["effort"] = f"{settings.effort}: {settings.steps} steps of tuning"
     return rows | ({"memory": f"about {size(memory)}"} if memory else {})
 
 

@@ -276,7 +276,7 @@ class _Run:
 
     def tune(self) -> None:
         """Tune scales and norms end to end, if the method does; else nothing."""
-        if self.calibrated is None or not self.settings.amounts.steps:
+        if self.calibrated is None or not self.settings.steps:
             return
         self._write_config()
         tuned = self.calibrated.tune(PackedModel(self.folder, golden=False))

@@ -44,8 +44,8 @@ Method = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Quantizer: shiftadd (calibrated; the default for separable scales) or alternating "
-        "(data-free).",
+        help="Quantizer: shiftadd (calibrated; the default for separable scales, which alone are "
+        "tuned) or alternating (data-free; the default for others).",
     ),
 ]
 Mixed = Annotated[

@@ -44,7 +44,7 @@ def peak(decoder: Decoder, settings: QuantizeSettings, *, spill: bool = False) -
         block = sum(math.prod(shape) for shape in shapes.values())
         walk = max(walk, variants + block * PER_COMPARED_WEIGHT + head * PER_HEAD_WEIGHT)
     coding = GROUPS * (layer * PER_CODED_WEIGHT + inputs**2 * PER_MOMENT)
-    tuning = _tuning(decoder, states) if settings.amounts.steps else 0
+    tuning = _tuning(decoder, states) if settings.steps else 0
     return BASE + max(plain, walk, coding, tuning)
 
 
@@ -60,7 +60,7 @@ def check(
     remedy = "use a machine with more memory" if limit is None else "allow more"
     if peak(decoder, settings, spill=True) < needed:
         remedy += ", or keep what passes between blocks on disk by --spill"
-    elif settings.calibrated and settings.amounts.steps:
+    elif settings.steps:
         remedy += ", or leave the tuning of the whole model out by --effort fast"
     raise UsageError(
         f"{who} {allowed / 1e9:.3g} GB, quantizing this model needs about {needed / 1e9:.1f} GB; "

@@ -18,7 +18,7 @@ def stage_work(settings: QuantizeSettings) -> dict[str, float]:
         "measure": amounts.tokens / 1000,
         "allocate": _comparison(amounts) if settings.measures_losses else 0.0,
         "code": 8.0 * (amounts.rounds + 1),
-        "tune": 1.2 * amounts.steps,
+        "tune": 1.2 * settings.steps,
         "end": 0.0,
     }
 

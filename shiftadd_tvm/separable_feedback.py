@@ -21,11 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shiftadd_tvm import powers
+from shiftadd_tvm import bcq, powers
+from shiftadd_tvm.bcq import SeparableScales
 from shiftadd_tvm.coordinate_descent import sweep
 from shiftadd_tvm.error_feedback import Feedback, RoundColumn, output_error
-from shiftadd_tvm.separable_fit import GAUSSIAN, levels_of
+from shiftadd_tvm.separable_fit import GAUSSIAN, encode, levels_of
 from shiftadd_tvm.settings import QuantizeSettings
+
+Array = np.ndarray
 
 _RIDGE = 1e-3  # of the mean diagonal, towards the s that there is: H may be singular
 _LEAST = 0.2  # of the s that there is: a fit below it is a column without information
@@ -46,6 +49,21 @@ class Coded:
     def levels(self) -> Tensor:
         """The 2^bits sums of signs, ascending."""
         return levels_from(self.planes)
+
+    def pack(self, settings: QuantizeSettings) -> tuple[Array, SeparableScales]:
+        """Return planes and scales as a weight holds them."""
+        index = torch.bucketize(self.codes, (self.levels[1:] + self.levels[:-1]) / 2).numpy()
+        above = levels_of(self.planes.double().numpy())[1]  # of the non-negative levels, ascending
+        patterns = np.concatenate([~above[::-1], above])
+        planes = np.stack([bcq.pack_planes(pattern[index]) for pattern in patterns.T])
+        columns = powers.round_to_terms(self.columns.numpy(), settings.column_terms)
+        parts = (self.rows.numpy(), columns, self.planes.numpy())
+        return planes, encode(*parts, self.exponent, settings)
+
+
+def make_feedback(hessian: Tensor, settings: QuantizeSettings) -> Feedback:
+    """Return the walk under `hessian` (K, K), most important inputs first."""
+    return Feedback(hessian)
 
 
 def fit(

@@ -83,9 +83,6 @@ class QuantizeSettings:
         _require(self.embedding_bits in (8, 16), "embedding bits", self.embedding_bits, "8 or 16")
         _require(self.effort in EFFORTS, "effort", self.effort, ", ".join(EFFORTS))
         _require(self.criterion in CRITERIA, "criterion", self.criterion, ", ".join(CRITERIA))
-        if self.calibrated:
-            only = "separable, which is what the calibrated method fits"
-            _require(self.scale_format == "separable", "scale format", self.scale_format, only)
         _require(
             self.latency is None or self.latency > 0 and self.calibrated and self.mixed,
             "latency",
@@ -122,6 +119,12 @@ class QuantizeSettings:
     def amounts(self) -> Effort:
         """Return how much work a calibrated method does."""
         return EFFORTS[self.effort]
+
+    @property
+    def steps(self) -> int:
+        """Return the steps of tuning the whole model: separable scales alone are tuned."""
+        separable = self.scale_format == "separable"
+        return self.amounts.steps if self.calibrated and separable else 0
 
     @property
     def block(self) -> tuple[int, int]:

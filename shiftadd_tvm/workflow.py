@@ -83,7 +83,7 @@ def compiled_output(packed: Path, preset: str) -> Path:
 def make_settings(**values: Any) -> "QuantizeSettings":
     """Return the settings; raises `UsageError` for a value that cannot be used.
 
-    The method is the calibrated one where nobody says otherwise and the scales are what it fits.
+    The method is the calibrated one where nobody says otherwise and the scales are those it is best at.
     """
     separable = values.get("scale_format", "separable") == "separable"
     values = {"method": "shiftadd" if separable else "alternating", **values}

@@ -11,8 +11,8 @@ from shiftadd_tvm import block_fit, powers
 from shiftadd_tvm.accuracy import method
 from shiftadd_tvm.accuracy.group_fit import fit_levels
 from shiftadd_tvm.accuracy.incoherence import Incoherent, Orthogonal
-from shiftadd_tvm.accuracy.methods import awq, lut_gemm, shiftaddllm_acc, shiftaddllm_lat
-from shiftadd_tvm.error_feedback import output_error
+from shiftadd_tvm.accuracy.methods import awq, lut_gemm, shiftaddllm_acc
+from shiftadd_tvm.error_feedback import block_order, output_error
 from shiftadd_tvm.errors import UsageError
 
 METHODS = {name: one for name, one in method.find().items() if name != "llama.cpp-k"}
@@ -141,7 +141,7 @@ def test_lat_fits_blocks_when_their_first_column_comes(shape: tuple[int, int]) -
         return np.concatenate(parts)
 
     order = [k for start in starts for k in range(start, min(start + 8, width))]
-    assert shiftaddllm_lat.block_order(torch.from_numpy(hessian).diagonal()).tolist() == order
+    assert block_order(torch.from_numpy(hessian).diagonal(), 8).tolist() == order
     expected = plain.feedback(weights, hessian, order, round_column)
     assert_mostly_equal(run("shiftaddllm-lat", weights, hessian, 3).weights, expected)
 

@@ -79,6 +79,19 @@ def test_better_than_data_free_at_the_same_bits(source: Path, tmp_path: Path) ->
     assert {file.name for file in (tmp_path / "tuned").iterdir() if file.is_dir()} == set()
 
 
+@pytest.mark.parametrize("scale_format", ["row-group", "column-wise", "block-wise"])
+def test_scales_of_blocks_are_better_than_data_free(
+    source: Path, tmp_path: Path, scale_format: str
+) -> None:
+    plain = QuantizeSettings(bits=2, scale_format=scale_format)
+    settings = dataclasses.replace(plain, method="shiftadd", calibration_tokens=2048)
+    assert settings.steps == 0 < dataclasses.replace(settings, scale_format="separable").steps
+    report = quantize(source, tmp_path / "coded", settings)
+    quantize(source, tmp_path / "plain", plain)
+    assert divergence(source, tmp_path / "coded") < divergence(source, tmp_path / "plain")
+    assert report.nominal_bits <= 2 and all(0 < one.output_error for one in report.layers)
+
+
 def test_average_bits_are_kept_and_chosen(source: Path, tmp_path: Path) -> None:
     report = quantize(source, tmp_path / "out", SETTINGS)
     bits = [layer.bits for layer in report.layers]
@@ -256,7 +269,7 @@ def test_another_text_of_the_same_name_starts_anew(source: Path, tmp_path: Path)
         ({"bits": 4.5}, "bits = 4.5"),
         ({"method": "alternating"}, "bits = 2.5"),
         ({"effort": "heroic"}, "effort = 'heroic'"),
-        ({"scale_format": "column-wise"}, "scale format = 'column-wise'"),
+        ({"scale_format": "diagonal"}, "scale format = 'diagonal'"),
         ({"calibration_tokens": 0}, "calibration tokens = 0"),
         ({"criterion": "taste"}, "criterion = 'taste'"),
     ],

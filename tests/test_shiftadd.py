@@ -41,6 +41,26 @@ def test_reported_error_is_that_of_the_weight(inputs: int, bits: list[int]) -> N
         assert error < relative_error(other, matrix, hessian)
 
 
+@pytest.mark.parametrize("scale_format", ["row-group", "column-wise", "block-wise"])
+@pytest.mark.parametrize(("inputs", "columns"), [(256, None), (96, 12), (67, None), (20, None)])
+@pytest.mark.parametrize("bits", [[1], [3, 2]])
+def test_scales_of_blocks(
+    scale_format: str, inputs: int, columns: int | None, bits: list[int]
+) -> None:
+    """The same of the other formats, with blocks that the matrix cuts off and a rotation."""
+    settings = QuantizeSettings(scale_format=scale_format, columns=columns)
+    matrices = draw([(150 + 8 * i, inputs) for i in range(len(bits))])
+    hessian = moments(inputs)
+    quantized = shiftadd.quantize(matrices, bits, torch.from_numpy(hessian), settings)
+    data_free = alternating.quantize([m.copy() for m in matrices], bits, settings)
+    for matrix, count, one, other in zip(matrices, bits, quantized, data_free, strict=True):
+        error = relative_error(one.weight, matrix, hessian)
+        assert isinstance(one.weight.scales, bcq.BlockScales)
+        assert one.weight.bits == count and one.weight.nbytes == other.nbytes
+        assert one.output_error == pytest.approx(error, rel=1e-3, abs=1e-6)
+        assert error < relative_error(other, matrix, hessian)
+
+
 def test_group_shares_rotation_and_columns() -> None:
     matrices = draw([(16, 64), (24, 64)])
     hessian = torch.from_numpy(moments(64))
@@ -72,7 +92,9 @@ def test_extreme_magnitudes_keep_their_relative_error(scale: float) -> None:
     assert relative_error(one.weight, matrices[0], hessian) < 0.05
 
 
-def test_hostile_weights_and_inputs() -> None:
+@pytest.mark.parametrize("scale_format", ["separable", "row-group", "column-wise", "block-wise"])
+def test_hostile_weights_and_inputs(scale_format: str) -> None:
+    settings = QuantizeSettings(scale_format=scale_format)
     hessian = moments(64)
     hessian[:, 5] = hessian[5] = 0  # an input that is always zero
     matrix = draw([(16, 64)])[0]
@@ -85,7 +107,7 @@ def test_hostile_weights_and_inputs() -> None:
     ):
         for h in (hessian, np.zeros_like(hessian), np.ones_like(hessian)):
             bits = [2] * len(matrices)
-            quantized = shiftadd.quantize(matrices, bits, torch.from_numpy(h), QuantizeSettings())
+            quantized = shiftadd.quantize(matrices, bits, torch.from_numpy(h), settings)
             assert all(np.isfinite(bcq.dequantize(one.weight)).all() for one in quantized)
             assert not bcq.dequantize(quantized[-1].weight)[matrices[-1].any(1) == 0].any()
 

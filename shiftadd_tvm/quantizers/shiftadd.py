@@ -1,8 +1,8 @@
 """The calibrated quantizer: output-error feedback around binary codes with power-of-two scales.
 
-ShiftAddLLM's objective (section 4.2: the output's error, not the weight's) with separable scales and
-a run-time rotation: the inputs' second moments are rotated as the weights are, and
-`separable_feedback` fits codes and scales under them.
+ShiftAddLLM's objective (section 4.2: the output's error, not the weight's) with a run-time rotation: the
+inputs' second moments are rotated as the weights are, and `separable_feedback` fits codes and scales
+under them, or `block_feedback` where scales belong to blocks.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shiftadd_tvm import bcq, powers, separable_feedback
-from shiftadd_tvm.error_feedback import Feedback
+from shiftadd_tvm import bcq, block_feedback, separable_feedback
 from shiftadd_tvm.quantizers.alternating import make_rotation
-from shiftadd_tvm.separable_feedback import Coded
-from shiftadd_tvm.separable_fit import encode, levels_of
 from shiftadd_tvm.settings import QuantizeSettings
 
 Array = np.ndarray
@@ -43,15 +40,21 @@ class RotatedGroup:
         self._matrices = [torch.from_numpy(_rotate(m, self._rotation)) for m in matrices]
         moments = _rotate(_rotate(hessian.numpy(), self._rotation).T, self._rotation)
         self._hessian = torch.from_numpy(moments)
-        self._feedback = Feedback(self._hessian)
+        separable = settings.scale_format == "separable"
+        self._method = separable_feedback if separable else block_feedback
+        self._feedback = self._method.make_feedback(self._hessian, settings)
 
     def quantize(
         self, bits: Sequence[int], importance: Sequence[float] | None = None, rounds: int = 2
     ) -> list[Quantized]:
         """Return one weight for each matrix, with its own bits; see `quantize`."""
-        coded = self._fit(bits, importance, rounds)
-        pack = lambda one: _pack(one, self._rotation, self._settings)
-        return [Quantized(pack(one), one.output_error) for one in coded]
+        found = []
+        for matrix, one in zip(self._matrices, self._fit(bits, importance, rounds), strict=True):
+            outputs, inputs = matrix.shape
+            planes, scales = one.pack(self._settings)
+            weight = bcq.BCQWeight((outputs, inputs), planes, scales, self._rotation)
+            found.append(Quantized(weight, one.output_error))
+        return found
 
     def output_errors(self, bits: Sequence[int]) -> list[float]:
         """Return the relative output error of each matrix, its scales not refitted."""
@@ -59,8 +62,8 @@ class RotatedGroup:
 
     def _fit(
         self, bits: Sequence[int], importance: Sequence[float] | None, rounds: int
-    ) -> list[Coded]:
-        return separable_feedback.fit(
+    ) -> Sequence[separable_feedback.Coded | block_feedback.Coded]:
+        return self._method.fit(
             self._matrices,
             bits,
             self._hessian,
@@ -83,7 +86,7 @@ def quantize(
 
     `hessian` float32 (K, K) holds the second moments of the group's activation, `importance` the
     weight of each matrix's output error; codes are bettered and scales refitted `rounds` times. The
-    weights share the rotation and `column_terms`.
+    weights share the rotation, and `column_terms` where they are separable.
     """
     return RotatedGroup(matrices, hessian, settings).quantize(bits, importance, rounds)
 
@@ -91,19 +94,3 @@ def quantize(
 def _rotate(values: Array, rotation: bcq.Rotation | None) -> Array:
     rotated = values if rotation is None else bcq.rotate(values, rotation)
     return np.ascontiguousarray(rotated)
-
-
-def _pack(coded: Coded, rotation: bcq.Rotation | None, settings: QuantizeSettings) -> bcq.BCQWeight:
-    levels = coded.levels
-    index = torch.bucketize(coded.codes, (levels[1:] + levels[:-1]) / 2).numpy()
-    above = levels_of(coded.planes.double().numpy())[1]  # of the non-negative levels, ascending
-    patterns = np.concatenate([~above[::-1], above])
-    planes = np.stack([bcq.pack_planes(pattern[index]) for pattern in patterns.T])
-    scales = encode(
-        coded.rows.numpy(),
-        powers.round_to_terms(coded.columns.numpy(), settings.column_terms),
-        coded.planes.numpy(),
-        coded.exponent,
-        settings,
-    )
-    return bcq.BCQWeight(tuple(coded.codes.shape), planes, scales, rotation)

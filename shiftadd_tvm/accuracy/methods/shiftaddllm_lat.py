@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shiftadd_tvm.accuracy.group_fit import fit_levels
 from shiftadd_tvm.accuracy.method import Dequantized, Method
-from shiftadd_tvm.error_feedback import Feedback
+from shiftadd_tvm.error_feedback import Feedback, block_order
 
 COLUMNS, PARTS = 8, 8
 TERMS, ROUNDS = 3, 20
@@ -44,19 +44,10 @@ def quantize(weights: Tensor, hessian: Tensor, bits: int) -> Dequantized:
     """Return planes times powers of two, as the paper's kernels read them."""
     outputs, inputs = weights.shape
     blocks = _Blocks(outputs, bits)
-    feedback = Feedback(hessian, order=block_order(hessian.diagonal()))
+    feedback = Feedback(hessian, order=block_order(hessian.diagonal(), COLUMNS))
     rounded, _ = feedback.quantize(weights, blocks.round, blocks.fit, COLUMNS)
     scales = len(blocks.parts) * -(-inputs // COLUMNS) * bits * TERMS
     return Dequantized(rounded, bits + _TERM_BITS * scales / weights.numel())
-
-
-def block_order(importance: Tensor) -> Tensor:
-    """Return the inputs by the importance (K,) of their blocks of 8; a short block comes last."""
-    whole = len(importance) // COLUMNS * COLUMNS
-    sums = importance[:whole].reshape(-1, COLUMNS).sum(1)
-    first = torch.argsort(sums, descending=True, stable=True) * COLUMNS
-    blocks = (first[:, None] + torch.arange(COLUMNS)).reshape(-1)
-    return torch.cat([blocks, torch.arange(whole, len(importance))])
 
 
 METHODS = (
