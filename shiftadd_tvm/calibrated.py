@@ -73,9 +73,11 @@ class Calibrated:
         report: Report,
         *,
         spill: bool = False,
+        device: str = "cpu",
     ) -> None:
-        """`spill`: states between blocks lie on disk, in the store's folder."""
-        self._spill = spill
+        """`spill`: states between blocks lie on disk, in the store's folder; the model runs on
+        `device`, linears are coded by the processor."""
+        self._spill, self._device = spill, device
         self._checkpoint, self._decoder, self._settings = checkpoint, decoder, settings
         self._store, self._report = store, report
         self._blocks = decoder.blocks()
@@ -111,7 +113,8 @@ class Calibrated:
         settings = self._settings
         tokens = settings.calibration_tokens or settings.amounts.tokens
         if settings.calibration_text is None:
-            return calibration_text.written_by(self._checkpoint, tokens, settings.seed)
+            how = (tokens, settings.seed, self._device)
+            return calibration_text.written_by(self._checkpoint, *how)
         text = calibration_text.read_text(Path(settings.calibration_text))
         return calibration_text.from_text(self._checkpoint, text, tokens, settings.seed)
 
@@ -126,7 +129,10 @@ class Calibrated:
 
     def _walk(self) -> None:
         with self._place() as place:
-            self._walk_through(calibration.Calibration(self._checkpoint, self._windows(), place))
+            self._walk_through(self._calibration(place))
+
+    def _calibration(self, place: Place) -> calibration.Calibration:
+        return calibration.Calibration(self._checkpoint, self._windows(), place, self._device)
 
     def _walk_through(self, walk: calibration.Calibration) -> None:
         for index, block in enumerate(self._blocks):
@@ -210,7 +216,7 @@ class Calibrated:
         """Return the original on the few tokens by which linears compare."""
         tokens = self._settings.amounts.sensitivity_tokens
         rows, length = max(1, tokens // SENSITIVITY_LENGTH), min(tokens, SENSITIVITY_LENGTH)
-        return Sensitivity(self._checkpoint, self._windows()[:rows, :length])
+        return Sensitivity(self._checkpoint, self._windows()[:rows, :length], self._device)
 
     def _measure_losses(self, walk: Sensitivity, run: Sequence[int]) -> None:
         """Measure the linears of the blocks of these indices, and keep what was found."""
@@ -298,7 +304,7 @@ class Calibrated:
             "tune", step / steps, f"tuning: step {step}, {loss:.3f} nats a token"
         )
         state = self._store.path(_TUNING)
-        tuned = distillation.tune(packed, self._windows(), teacher, recipe, state, note)
+        tuned = distillation.tune(packed, self._windows(), teacher, recipe, state, note, self._device)
         self._store.put_tensors(_TUNED, tuned)
         return tuned
 

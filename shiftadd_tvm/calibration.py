@@ -3,7 +3,7 @@
 One walk over the blocks, in which the weights of one block exist at a time: the second moments
 H = E[x x'] of every input group's activation, and at the end the model's own hidden states, which tuning
 aims at. The hidden states of all windows stay, float32. They lie in memory, or in files
-(`hidden_states.py`); in memory are then those of `SLAB_TOKENS` tokens.
+(`hidden_states.py`); in memory are then those of `SLAB_TOKENS` tokens. A GPU holds those of one slab.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,9 +24,16 @@ Array = np.ndarray
 class Calibration:
     """The activations of a model on calibration windows, from block to block."""
 
-    def __init__(self, source: WeightSource, windows: Array, place: Place | None = None) -> None:
-        """Enter the first block with `windows`, token ids int64 (W, T); states lie in `place`."""
-        self._reference = ReferenceModel(source)
+    def __init__(
+        self,
+        source: WeightSource,
+        windows: Array,
+        place: Place | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Enter the first block with `windows`, token ids int64 (W, T); states lie in `place`, and
+        come to `device` a slab at a time."""
+        self._reference = ReferenceModel(source, device=device)
         self._decoder = families.read_config(source.config)
         self._shape, self._tokens = windows.shape, windows.size
         self._place = place or InMemory()
@@ -34,7 +41,7 @@ class Calibration:
         step = max(1, SLAB_TOKENS // windows.shape[1])
         for start in range(0, len(windows), step):
             hidden, arguments = self._reference.enter(windows[start : start + step])
-            self._slabs.append((self._place.keep(hidden), arguments))
+            self._slabs.append((self._place.keep(hidden.cpu()), arguments))
 
     @torch.no_grad()
     def run(self, block: str) -> dict[str, Tensor]:
@@ -44,14 +51,15 @@ class Calibration:
         moments: dict[str, Tensor] = {}
         with self._watched(leaders, lambda path, x: _add_moments(moments, path, x)):
             self.pass_through(block)
-        return {path: moment / self._tokens for path, moment in moments.items()}
+        return {path: (moment / self._tokens).cpu() for path, moment in moments.items()}
 
     @torch.no_grad()
     def pass_through(self, block: str) -> None:
         """Pass through `block` without measuring it: it was finished in an earlier run."""
         with self._reference.loaded(block):
             for index, (take, arguments) in enumerate(self._slabs):
-                hidden = self._reference.run(block, take(), arguments)
+                entering = take().to(self._reference.device)
+                hidden = self._reference.run(block, entering, arguments).cpu()
                 self._slabs[index] = self._place.keep(hidden), arguments
 
     @torch.no_grad()
@@ -59,7 +67,7 @@ class Calibration:
         """Return the hidden states after the last norm, float32 (W, T, hidden)."""
         states, done = self._place.room((*self._shape, self._decoder.width)), 0
         for take, _ in self._slabs:
-            part = self._reference.leave(take())
+            part = self._reference.leave(take().to(self._reference.device))
             states[done : done + len(part)] = part
             done += len(part)
         return states

@@ -97,14 +97,17 @@ def from_text(checkpoint: Checkpoint, text: str, tokens: int, seed: int) -> Cali
 
 
 @torch.no_grad()
-def written_by(checkpoint: Checkpoint, tokens: int, seed: int) -> CalibrationData:
-    """Return `tokens` tokens that the model writes itself, each drawn from its own distribution.
+def written_by(
+    checkpoint: Checkpoint, tokens: int, seed: int, device: str = "cpu"
+) -> CalibrationData:
+    """Return `tokens` tokens that the model, on `device`, writes itself, each drawn from its own
+    distribution.
 
     The first few of a window are drawn evenly, so that windows differ (LLM-QAT, Liu et al. 2023).
     """
     import transformers
 
-    reference = ReferenceModel(checkpoint, keep=True)
+    reference = ReferenceModel(checkpoint, keep=True, device=device)
     length = _window(checkpoint)
     generator = torch.Generator().manual_seed(seed)
     files = checkpoint.tokenizer_files()
@@ -121,7 +124,7 @@ def written_by(checkpoint: Checkpoint, tokens: int, seed: int) -> CalibrationDat
         cache, fresh = transformers.DynamicCache(), ids
         while ids.shape[1] < length:
             states = reference.hidden(fresh.numpy(), use_cache=True, past_key_values=cache)
-            likely = torch.softmax(reference.logits(states[:, -1]), dim=1)
+            likely = torch.softmax(reference.logits(states[:, -1]), dim=1).cpu()
             _require_finite(checkpoint, likely)
             fresh = torch.multinomial(likely, 1, generator=generator)
             ids = torch.cat([ids, fresh], dim=1)

@@ -27,7 +27,8 @@ class Rotated(torch.nn.Module):
         self._terms, self._last = terms, (None, None)
         self._block = rotation.block if rotation else 1
         if rotation:
-            self._signs = torch.from_numpy(bcq.unpack_planes(rotation.signs, len(columns)))
+            signs = torch.from_numpy(bcq.unpack_planes(rotation.signs, len(columns)))
+            self._signs = signs.to(columns.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rotated and scaled x (..., K)."""
@@ -69,7 +70,7 @@ def hadamard(x: Tensor, block: int) -> Tensor:
     """Return the orthonormal Walsh-Hadamard transform of each run of `block` = 4^k entries of
     x (..., K), as two products by a matrix of 2^k: H(4^k) is the Kronecker square of H(2^k)."""
     root = math.isqrt(block)
-    matrix = torch.from_numpy(bcq.hadamard(np.eye(root, dtype=np.float32), root))
+    matrix = torch.from_numpy(bcq.hadamard(np.eye(root, dtype=np.float32), root)).to(x.device)
     inner = (x.reshape(-1, root) @ matrix).reshape(-1, root, root)
     outer = (inner.transpose(1, 2).reshape(-1, root) @ matrix).reshape(-1, root, root)
     return outer.transpose(1, 2).reshape(x.shape)

@@ -123,8 +123,8 @@ def schedule(recipe: Recipe, windows: int) -> Iterator[tuple[int, Array, float]]
 class Student:
     """A packed model with separable scales, ready to be tuned; it is kept in memory whole."""
 
-    def __init__(self, packed: PackedModel) -> None:
-        self._reference = ReferenceModel(DequantizedModel(packed), keep=True)
+    def __init__(self, packed: PackedModel, device: str = "cpu") -> None:
+        self._reference = ReferenceModel(DequantizedModel(packed), keep=True, device=device)
         self._decoder, self._packed = packed.decoder, packed
         self.rotated: dict[str, Rotated] = {}  # by the group's leader
         self.linears: dict[str, CodedLinear] = {}
@@ -137,6 +137,7 @@ class Student:
 
     def _replace(self, group: tuple[str, ...]) -> None:
         """Put coded modules in the place of the linears of `group`."""
+        device = self._reference.device
         for path in group:
             weight = self._packed.weight(path)
             scales = weight.scales
@@ -144,14 +145,14 @@ class Student:
             if path == group[0]:
                 columns = torch.from_numpy(decode_terms(scales.column_terms))
                 terms = scales.column_terms.shape[1]
-                self.rotated[path] = Rotated(weight.rotation, columns, terms)
+                self.rotated[path] = Rotated(weight.rotation, columns.to(device), terms)
             bias = self._packed.read(f"{path}.bias") if self._has_bias(path) else None
             self.linears[path] = CodedLinear(
-                codes_of(weight),
-                torch.from_numpy(decode_terms(scales.row_terms)),
+                codes_of(weight).to(device),
+                torch.from_numpy(decode_terms(scales.row_terms)).to(device),
                 self.rotated[group[0]],
                 scales.row_terms.shape[1],
-                None if bias is None else torch.from_numpy(bias),
+                None if bias is None else torch.from_numpy(bias).to(device),
             )
             self._reference.model.set_submodule(path, self.linears[path])
 
@@ -201,15 +202,16 @@ def tune(
     recipe: Recipe,
     state: Path,
     progress: Callable[[int, float], None],
+    device: str = "cpu",
 ) -> dict[str, Array]:
     """Return the tuned scales and vectors, float32, by name: `<leader>.columns`, `<linear>.rows` and
     the vectors' own.
 
     `windows` are token ids, int64 (W, T), `teacher` the original's states on them, float32
     (W, T, hidden). `state` is a file by which an interrupted run goes on. `progress` gets the steps
-    that are done and the divergence of the last one, in nats a token.
+    that are done and the divergence of the last one, in nats a token. The coded model lies on `device`.
     """
-    student = Student(packed)
+    student = Student(packed, device)
     scales, vectors = student.parameters()
     for parameter in vectors.values():
         parameter.requires_grad_()
@@ -219,13 +221,14 @@ def tune(
     for step, chosen, rate in schedule(recipe, len(windows)):
         if step < optimizer.steps:
             continue
-        loss = _accumulate(student, windows[chosen], teacher[chosen], step % SKIP)
+        loss = _accumulate(student, windows[chosen], teacher[chosen].to(device), step % SKIP)
         optimizer.step(rate)
         progress(step + 1, loss)
         if (step + 1) % _SAVE_EVERY == 0:
             _write_state(state, names, optimizer)
             heap.give_back()
-    return {n: p.detach().numpy() for n, p in zip(names, optimizer.parameters, strict=True)}
+    tuned = zip(names, optimizer.parameters, strict=True)
+    return {name: parameter.detach().cpu().numpy() for name, parameter in tuned}
 
 
 def _accumulate(student: Student, windows: Array, teacher: Tensor, first: int) -> float:
@@ -247,7 +250,7 @@ def _write_state(path: Path, names: list[str], optimizer: Adam) -> None:
     entries = [("steps", "I32", np.array([optimizer.steps], np.int32))]
     for kind, tensors in kinds.items():
         for name, tensor in zip(names, tensors, strict=True):
-            entries.append((f"{kind}:{name}", "F32", tensor.detach().numpy()))
+            entries.append((f"{kind}:{name}", "F32", tensor.detach().cpu().numpy()))
     temporary = path.with_name(path.name + ".tmp")
     write_tensors(temporary, entries, {"format": "pt"})
     temporary.replace(path)

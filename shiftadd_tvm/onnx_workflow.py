@@ -95,13 +95,18 @@ def _whole(bits: float) -> float:
     return bits
 
 
-def refuse_spill(graph: "GraphPlan", spill: bool) -> None:
-    """Raise `UsageError` where nothing can be kept on disk: a graph runs as a whole."""
-    if spill:
-        raise UsageError(
-            f"--spill is for language models, and {graph.path} is a graph or an encoder, which runs as "
-            "a whole; leave it out."
-        )
+# what `quantization.quantize` has beside a graph's own, and what it is where nobody asks
+_OF_LANGUAGE_MODELS = {"spill": False, "device": "cpu"}
+
+
+def refuse_options(graph: "GraphPlan", **how: object) -> None:
+    """Raise `UsageError` where blocks would be handled one by one: a graph runs as a whole."""
+    for name, unasked in _OF_LANGUAGE_MODELS.items():
+        if how.get(name, unasked) != unasked:
+            raise UsageError(
+                f"--{name} is for language models, and {graph.path} is a graph or an encoder, which "
+                "runs as a whole; leave it out."
+            )
 
 
 def peak(nbytes: int) -> int:
@@ -112,7 +117,7 @@ def peak(nbytes: int) -> int:
 def check_memory(graph: "GraphPlan", limit: float | None, *, spill: bool = False) -> int:
     """Return the bytes that a plan needs at most; raise `UsageError` if they exceed `limit` GB, or for
     `spill`."""
-    refuse_spill(graph, spill)
+    refuse_options(graph, spill=spill)
     needed = peak(graph.source.nbytes)
     if limit is not None and needed > limit * 1e9:
         raise UsageError(

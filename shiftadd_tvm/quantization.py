@@ -25,6 +25,7 @@ from shiftadd_tvm import (
     packed_config,
     packed_writer,
     quantization_report,
+    torch_device,
     tuned_shards,
 )
 from shiftadd_tvm.bcq import BCQWeight
@@ -88,15 +89,17 @@ def quantize(
     resume: bool = True,
     force: bool = False,
     spill: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> QuantizeReport:
     """Quantize the checkpoint `source` into the packed model `output`.
 
     Same source and settings, same bytes, whether calibration keeps states in memory or spills them to
     disk. An interrupted run leaves `<output>.partial`, from which the next one goes on unless `resume`
-    is false.
+    is false. Calibration and tuning run the model on `device`, where sums may round differently.
     """
     begin = time.perf_counter()
+    torch_device.check(device, settings)
     heap.hold()
     refuse_existing(Path(output), GOLDEN, force)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
@@ -109,11 +112,12 @@ def quantize(
     with staged(Path(output), GOLDEN, force=force, keep_on_failure=True) as folder:
         finished = FinishedShards(folder, identity, resume)
         run = _Run(
-            checkpoint, layout, settings, folder, finished, tokenizer, progress or _silent, spill
+            checkpoint, layout, settings, folder, finished, tokenizer, progress or _silent
         )
-        run.calibrate()
-        layers = run.write_shards()
-        run.tune()
+        with torch_device.enough_memory(device):
+            run.calibrate(spill=spill, device=device)
+            layers = run.write_shards()
+            run.tune()
         run.finish()
     seconds = time.perf_counter() - begin
     return QuantizeReport(
@@ -143,10 +147,9 @@ class _Run:
         finished: FinishedShards,
         tokenizer: dict[str, bytes],
         progress: Progress,
-        spill: bool,
     ) -> None:
         self.checkpoint, self.layout, self.settings = checkpoint, layout, settings
-        self.folder, self.tokenizer, self.spill = folder, tokenizer, spill
+        self.folder, self.tokenizer = folder, tokenizer
         self.decoder = layout.decoder
         count = self.decoder.layers + 1
         self.shards = [packed_writer.shard_name(index, count) for index in range(count)]
@@ -157,7 +160,7 @@ class _Run:
         self.description: dict[str, object] | None = None
         self.untouched: list[str] = []
 
-    def calibrate(self) -> None:
+    def calibrate(self, *, spill: bool, device: str) -> None:
         """Run the model on text and choose bits, if the method does; else nothing."""
         if not self.settings.calibrated:
             return
@@ -172,7 +175,8 @@ class _Run:
             self.settings,
             store,
             self.stages.report,
-            spill=self.spill,
+            spill=spill,
+            device=device,
         )
         self.description = self.calibrated.measure()
         self.untouched = self.calibrated.untouched()

@@ -84,6 +84,12 @@ MaxMemory = Annotated[
 Spill = Annotated[
     bool, typer.Option("--spill", help="Keep what passes between blocks on disk, not in memory.")
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Where calibration and tuning run the model: cpu, cuda or cuda:N."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")]
 
 
@@ -108,6 +114,7 @@ def quantize(
     resume: Resume = True,
     max_memory: MaxMemory = None,
     spill: Spill = False,
+    device: Device = "cpu",
     force: options.Force = False,
     dry_run: DryRun = False,
     config: options.Config = None,
@@ -135,18 +142,16 @@ def quantize(
     )
     with leaving("nothing was written"):
         size = None if target_size is None else options.parse_size(target_size)
+        names = options.parse_names(outputs)
         plan = workflow.plan_quantize(
-            *(source, output, settings),
-            config=config,
-            target_size=size,
-            outputs=options.parse_names(outputs),
+            *(source, output, settings), config=config, target_size=size, outputs=names
         )
         needed = workflow.check_memory(plan, max_memory, spill=spill)
     console.table("plan", presentation.quantize_plan(source, plan, needed))
     if dry_run:
         console.result({**plan.fields, "output": str(plan.output)}, "")
         return
-    _carry_out(plan, console, resume=resume, force=force, spill=spill)
+    _carry_out(plan, console, resume=resume, force=force, spill=spill, device=device)
 
 
 def _latency(size: str | None, latency: str | None, files: list[Path]) -> dict[str, Any]:
@@ -162,7 +167,7 @@ def _latency(size: str | None, latency: str | None, files: list[Path]) -> dict[s
     return {"latency": options.parse_time(latency), "latencies": latencies.read(files)}
 
 
-def _carry_out(plan: "QuantizePlan", console: Console, **how: bool) -> None:
+def _carry_out(plan: "QuantizePlan", console: Console, **how: Any) -> None:
     from shiftadd_tvm import presentation, workflow
 
     with leaving(presentation.resumable(plan)), console.progress("quantizing") as progress:

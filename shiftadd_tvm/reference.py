@@ -71,13 +71,19 @@ class WeightSource(Protocol):
 class ReferenceModel:
     """A decoder whose weights are read as they are needed, or kept once they are read."""
 
-    def __init__(self, source: WeightSource, *, keep: bool = False) -> None:
-        """Build the empty model; `keep` holds every weight in memory from its first use on."""
-        self._source, self._keep = source, keep
+    def __init__(
+        self, source: WeightSource, *, keep: bool = False, device: str = "cpu"
+    ) -> None:
+        """Build the empty model; `keep` holds every weight in memory from its first use on.
+
+        It computes on `device`, torch's name of one; states that it is given and gives lie there.
+        """
+        self._source, self._keep, self.device = source, keep, torch.device(device)
         self._decoder = families.read_config(source.config)
         self._shapes = self._decoder.tensor_shapes()
         self._kept_head: torch.Tensor | None = None
         self.model = _empty_model(source.config, self._decoder)
+        _move_buffers(self.model, self.device)
         for path in self._outer_modules():
             self.load(path)
         for path in self._decoder.blocks():
@@ -135,9 +141,9 @@ class ReferenceModel:
         for _ in range(count):
             states = self.hidden(ids, use_cache=True, past_key_values=cache)
             best = self.logits(states[:, -1]).topk(2)
-            ids = best.indices[:, :1].numpy()
+            ids = best.indices[:, :1].cpu().numpy()
             tokens.append(ids[:, 0])
-            margins.append((best.values[:, 0] - best.values[:, 1]).numpy())
+            margins.append((best.values[:, 0] - best.values[:, 1]).cpu().numpy())
         return np.stack(tokens, axis=1), np.stack(margins, axis=1)
 
     @torch.no_grad()
@@ -190,10 +196,10 @@ class ReferenceModel:
         name = f"{self._decoder.embedding}.weight"
         rows = [self._source.read_rows(name, int(i), int(i) + 1) for i in unique]
         module = self.model.get_submodule(self._decoder.embedding)
-        weight = torch.from_numpy(np.concatenate(rows))
+        weight = torch.from_numpy(np.concatenate(rows)).to(self.device)
         module.weight = torch.nn.Parameter(weight, requires_grad=False)
         module.padding_idx = None  # an id of the whole vocabulary
-        return torch.from_numpy(inverse.reshape(ids.shape))
+        return torch.from_numpy(inverse.reshape(ids.shape)).to(self.device)
 
     def head(self) -> torch.Tensor:
         """Return the output embedding, float32 (vocabulary, hidden)."""
@@ -214,7 +220,7 @@ class ReferenceModel:
         for start in range(0, shape[0], step):
             stop = min(start + step, shape[0])
             tensor[start:stop] = torch.from_numpy(self._source.read_rows(name, start, stop))
-        return tensor
+        return tensor.to(self.device)
 
     def load(self, path: str) -> None:
         """Give the module at `path` the weights that it has not got yet."""
@@ -260,10 +266,12 @@ class ReferenceModel:
         scores, step = [], min(_HEAD_ROWS, max(1, _HEAD_LOGITS // len(head)))
         for start in range(0, len(ids) - 1, step):
             stop = min(start + step, len(ids) - 1)
-            chosen = torch.from_numpy(np.ascontiguousarray(ids[start + 1 : stop + 1]))
+            following = np.ascontiguousarray(ids[start + 1 : stop + 1])
+            chosen = torch.from_numpy(following).to(self.device)
             logits = self.capped(states[start:stop] @ head.T)
             total = torch.logsumexp(logits.double(), dim=1)
-            scores.append((logits.gather(1, chosen[:, None])[:, 0].double() - total).numpy())
+            found = logits.gather(1, chosen[:, None])[:, 0].double() - total
+            scores.append(found.cpu().numpy())
         return np.concatenate(scores)
 
 
@@ -338,3 +346,9 @@ def _compute_buffers(model: transformers.PreTrainedModel) -> None:
             module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
         if empty:
             model._init_weights(module)
+
+
+def _move_buffers(model: transformers.PreTrainedModel, device: torch.device) -> None:
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)

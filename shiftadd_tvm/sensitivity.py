@@ -49,9 +49,10 @@ class OutputErrors:
 class Sensitivity:
     """The original on some tokens, block by block, and what becomes of it where one linear is coded."""
 
-    def __init__(self, source: WeightSource, windows: Array) -> None:
-        """Pass `windows`, token ids int64 (W, T), through the original, and enter its first block."""
-        self._reference = ReferenceModel(source)
+    def __init__(self, source: WeightSource, windows: Array, device: str = "cpu") -> None:
+        """Pass `windows`, token ids int64 (W, T), through the original, and enter its first block; all
+        of it lies on `device`."""
+        self._reference = ReferenceModel(source, device=device)
         self._decoder = families.read_config(source.config)
         self._blocks = self._decoder.blocks()
         self._hidden, self._arguments = self._reference.enter(windows)
@@ -109,7 +110,7 @@ class Sensitivity:
         kept = module.weight
         if f"{linear}.weight" in self._decoder.transposed():
             weights = weights.T.contiguous()
-        module.weight = torch.nn.Parameter(weights, requires_grad=False)
+        module.weight = torch.nn.Parameter(weights.to(kept.device), requires_grad=False)
         try:
             return self._run(block, self._hidden)
         finally:

@@ -100,7 +100,8 @@ def levels_from(planes: Tensor) -> Tensor:
 
 def round_terms(values: Tensor, terms: int) -> Tensor:
     """Return values rounded to sums of at most `terms` signed powers of two."""
-    return torch.from_numpy(powers.round_to_powers(values.numpy(), terms))
+    rounded = torch.from_numpy(powers.round_to_powers(values.cpu().numpy(), terms))
+    return rounded.to(values.device)
 
 
 class _Stack:

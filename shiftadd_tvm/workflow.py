@@ -147,11 +147,11 @@ def check_memory(plan: QuantizePlan, limit: float | None = None, *, spill: bool 
 
 
 def run_quantize(
-    plan: QuantizePlan, *, progress: QuantizeProgress | None = None, **how: bool
+    plan: QuantizePlan, *, progress: QuantizeProgress | None = None, **how: Any
 ) -> "QuantizeReport":
-    """Carry out a plan; `how` is `resume`, `force` and `spill` of `quantization.quantize`."""
+    """Carry out a plan; `how` is `resume`, `force`, `spill` and `device` of `quantization.quantize`."""
     if plan.is_graph:
-        _module("onnx_workflow").refuse_spill(plan.checkpoint, how.get("spill", False))
+        _module("onnx_workflow").refuse_options(plan.checkpoint, **how)
         graph, force = _module("onnx_quantization"), how.get("force", False)
         return graph.quantize(plan.checkpoint, plan.output, force=force, progress=progress)
     report: QuantizeReport = _module("quantization").quantize(
@@ -168,6 +168,7 @@ def quantize(
     resume: bool = True,
     force: bool = False,
     spill: bool = False,
+    device: str = "cpu",
     target_size: int | None = None,
     outputs: Sequence[str] = (),
     progress: QuantizeProgress | None = None,
@@ -175,11 +176,10 @@ def quantize(
 ) -> "QuantizeReport":
     """Quantize a checkpoint, or an ONNX graph with `outputs` of its values, into a packed model;
     `settings` are those of `QuantizeSettings`."""
-    wanted = make_settings(**settings)
-    plan = plan_quantize(
-        source, output, wanted, config=config, target_size=target_size, outputs=outputs
-    )
-    return run_quantize(plan, resume=resume, force=force, spill=spill, progress=progress)
+    given: dict[str, Any] = {"config": config, "target_size": target_size, "outputs": outputs}
+    plan = plan_quantize(source, output, make_settings(**settings), **given)
+    how: dict[str, Any] = {"resume": resume, "force": force, "spill": spill, "device": device}
+    return run_quantize(plan, progress=progress, **how)
 
 
 def plan_compile(
