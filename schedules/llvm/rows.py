@@ -7,7 +7,7 @@ from shiftadd_tvm.backend import Backend
 
 OPS = (
     *("shift", "lut_float_build"),
-    *("rms_norm", "layer_norm", "head_norm", "activate", "activate_mul", "soft_cap"),
+    *("activate", "activate_mul", "soft_cap"),
     *("route", "mix"),
     *("add", "scale", "add_positions", "rope", "rope_angles", "take_heads", "embed"),
 )

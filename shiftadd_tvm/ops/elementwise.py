@@ -17,13 +17,18 @@ def rms_norm(values, weight, epsilon: float):
     rows, hidden = values.shape[0], int(values.shape[1])
     k = te.reduce_axis((0, hidden), "k")
     square = lambda i: te.sum(values[i, k] * values[i, k], axis=k)
-    squares = te.compute((rows,), square, name="squares")
-    mean, eps = const(1.0 / hidden, "float32"), const(epsilon, "float32")
+    inverse = inverse_root(te.compute((rows,), square, name="squares"), hidden, epsilon)
     return te.compute(
-        (rows, hidden),
-        lambda i, j: values[i, j] * (1 / te.sqrt(squares[i] * mean + eps)) * weight[j],
-        name="y",
+        (rows, hidden), lambda i, j: values[i, j] * inverse[i] * weight[j], name="y"
     )
+
+
+def inverse_root(squares, count: int, epsilon: float):
+    """Return 1 / sqrt(sum / count + epsilon) of sums of so many squares, same shape: a stage of its own,
+    so that it is computed once for a sum."""
+    share, eps = const(1.0 / count, "float32"), const(epsilon, "float32")
+    root = lambda *at: 1 / te.sqrt(squares(*at) * share + eps)
+    return te.compute(squares.shape, root, name="inverse")
 
 
 def layer_norm(values, weight, bias, epsilon: float):
@@ -31,14 +36,14 @@ def layer_norm(values, weight, bias, epsilon: float):
     bias (H,), float32."""
     rows, hidden = values.shape[0], int(values.shape[1])
     k, m = te.reduce_axis((0, hidden), "k"), te.reduce_axis((0, hidden), "m")
-    share, eps = const(1.0 / hidden, "float32"), const(epsilon, "float32")
+    share = const(1.0 / hidden, "float32")
     sums = te.compute((rows,), lambda i: te.sum(values[i, k], axis=k), name="sums")
     centred = lambda i, j: values[i, j] - sums[i] * share
     square = lambda i: te.sum(centred(i, m) * centred(i, m), axis=m)
-    squares = te.compute((rows,), square, name="squares")
+    inverse = inverse_root(te.compute((rows,), square, name="squares"), hidden, epsilon)
     return te.compute(
         (rows, hidden),
-        lambda i, j: centred(i, j) * (1 / te.sqrt(squares[i] * share + eps)) * weight[j] + bias[j],
+        lambda i, j: centred(i, j) * inverse[i] * weight[j] + bias[j],
         name="y",
     )
 

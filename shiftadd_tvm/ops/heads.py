@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from tvm import te, tirx
-from tvm.tirx import const
 
+from shiftadd_tvm.ops.elementwise import inverse_root
 from shiftadd_tvm.ops.shift import Array
 
 
@@ -59,10 +59,8 @@ def head_norm(values, weight, epsilon: float, layout: Layout):
     k = te.reduce_axis((0, width), "k")
     square = lambda i, p: te.sum(at(i, p * width + k) * at(i, p * width + k), axis=k)
     squares = te.compute((rows, parts), square, name="squares")
-    mean, eps = const(1.0 / width, "float32"), const(epsilon, "float32")
-    scaled = lambda i, j: (
-        at(i, j) * (1 / te.sqrt(squares[i, j // width] * mean + eps)) * weight[j % width]
-    )
+    inverse = inverse_root(squares, width, epsilon)
+    scaled = lambda i, j: at(i, j) * inverse[i, j // width] * weight[j % width]
     return te.compute((rows, parts * width), scaled, name="y")
 
 
