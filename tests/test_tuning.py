@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from tvm.ir import IRModule
 from tvm.s_tir import meta_schedule as ms
 
 from shiftadd_tvm import backend, compiler, pipeline, shapes, tuner
+from shiftadd_tvm.backend import Knob
 from shiftadd_tvm.errors import BadFileError, GateError, UnsupportedError, UsageError
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.schedules.llvm import _lookup, lut
@@ -195,6 +197,22 @@ def test_a_torn_line_of_a_killed_run_is_left_out(tmp_path: Path) -> None:
     records.write_text(whole + whole[: len(whole) // 2])
     assert len(search._open(tmp_path, task, lut)) == 1
     assert records.read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("changed", [{"far": None}, {"far": Knob((0, 64), 0)}, {"near": Knob((1,), 1)}])
+def test_trials_of_another_space_are_left_out(
+    tmp_path: Path, changed: dict[str, Knob | None]
+) -> None:
+    """They would count as trials of this one, and lack what it looks for."""
+    task = probe.task()
+    database = search._open(tmp_path, task, lut)
+    workload = database.commit_workload(space.workload(task.function))
+    database.commit_tuning_record(
+        ms.database.TuningRecord(recorded(KNOBS).trace, workload, [1e-5], args_info=[])
+    )
+    knobs = {name: knob for name, knob in (lut.KNOBS | changed).items() if knob}
+    other = SimpleNamespace(KNOBS=knobs, restore=lut.restore)
+    assert len(search._open(tmp_path, task, other)) == 0
 
 
 def test_a_log_of_another_version_is_refused(

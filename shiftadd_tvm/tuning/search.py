@@ -304,7 +304,8 @@ def _open(folder: Path, task: Task, module: ModuleType) -> Any:
     """Return the task's database, without what a killed run or another version left in it."""
     workloads, records = folder / WORKLOADS, folder / RECORDS
     same = lambda workload: workload[0] == logs.key(task.function)
-    usable = lambda record: all(module.restore(name) for name in logs.intrinsics(record[1]))
+    known = lambda record: all(module.restore(name) for name in logs.intrinsics(record))
+    usable = lambda line: space.drew_from(line[1], module) and known(line[1])
     if _keep(workloads, same):
         _keep(records, usable)
     else:

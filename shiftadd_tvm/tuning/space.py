@@ -8,7 +8,7 @@ that function did. (`tensorize` records a name, not the random variable: hence t
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -43,6 +43,17 @@ def knobs(trace: Trace, module: ModuleType) -> dict[str, int]:
     sampled = _samples(trace)
     values = [int(inst.attrs[0][int(trace.decisions[inst])]) for inst in sampled]
     return dict(zip(module.KNOBS, values, strict=True))
+
+
+def drew_from(record: Sequence[Any], module: ModuleType) -> bool:
+    """Tell whether a record in JSON is of this space: other knobs, or other values, have been others'."""
+    (instructions, _decisions), *_ = record
+    drawn = [i[2][0] for i in instructions if i[0] == "SampleCategorical"]
+    named = [i[2][0] for i in instructions if i[0] == "Annotate" and i[2][0].startswith(PREFIX)]
+    knobs = module.KNOBS.items()
+    return named == [PREFIX + name for name, _ in knobs] and drawn == [
+        list(knob.candidates) for _, knob in knobs
+    ]
 
 
 def _samples(trace: Trace) -> list[Any]:
