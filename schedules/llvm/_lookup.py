@@ -14,7 +14,10 @@ implementation that changes gets a new one.
 
 import itertools
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm.s_tir import TensorIntrin
@@ -152,30 +155,38 @@ def intrinsic(buffers: list[Buffer], body, locals_=None):
     return builder.get()
 
 
+@contextmanager
+def one_hot(extents: Sequence[int], kinds: str) -> Iterator[list[Any]]:
+    """Open the loops and the block of a description; yield where it stands on each axis. `kinds` says
+    which are summed over. TVM drops loops of extent 1 from what it matches, so there are none."""
+    looped = [axis for axis, extent in enumerate(extents) if extent > 1]
+    with T.grid(*(extents[axis] for axis in looped)) as loops, T.sblock("one_hot"):
+        bound = T.axis.remap("".join(kinds[axis] for axis in looped), list(loops))
+        at: list[Any] = [0] * len(extents)
+        for axis, variable in zip(looped, bound, strict=True):
+            at[axis] = variable
+        yield at
+
+
+def selected(planes, r, v, i, step, half, entry, value, zero):
+    """Return `value` where a row's nibble of `half` of a step says `entry`, else `zero`."""
+    shift = T.Cast("uint32", v * 8 + half * GROUP)
+    index = T.bitwise_and(T.shift_right(planes[r, 0, step, i], shift), T.uint32(ENTRIES - 1))
+    return T.Select(index == T.Cast("uint32", entry), value, zero)
+
+
 def _description(tile: Tile):
-    lanes = tile.rows // VIEWS
-    # TVM drops loops of extent 1 from what it matches
-    extents = [tile.tokens, tile.blocks, VIEWS, lanes, tile.steps, 2, ENTRIES]
-    kinds = "SSSSRRR"
+    extents = [tile.tokens, tile.blocks, VIEWS, tile.rows // VIEWS, tile.steps, 2, ENTRIES]
 
     def body(planes, tables, sums):
-        looped = [axis for axis, extent in enumerate(extents) if extent > 1]
-        with T.grid(*(extents[axis] for axis in looped)) as loops:
-            with T.sblock("one_hot"):
-                bound = T.axis.remap("".join(kinds[axis] for axis in looped), list(loops))
-                at = [0] * len(extents)
-                for axis, variable in zip(looped, bound, strict=True):
-                    at[axis] = variable
-                m, r, v, i, step, half, entry = at
-                shift = T.Cast("uint32", v * 8 + half * GROUP)
-                index = T.bitwise_and(T.shift_right(planes[r, 0, step, i], shift), T.uint32(15))
-                value = None
-                for d, place in enumerate(_places(tile.digits)):
-                    digit = T.Cast("uint32", tables[m, step, half, d, entry])
-                    digit = T.shift_left(digit, T.uint32(place)) if place else digit
-                    value = digit if value is None else value + digit
-                chosen = T.Select(index == T.Cast("uint32", entry), value, T.uint32(0))
-                T.buffer_store(sums, sums[m, r, 0, v, i] + chosen, [m, r, 0, v, i])
+        with one_hot(extents, "SSSSRRR") as (m, r, v, i, step, half, entry):
+            value = None
+            for d, place in enumerate(_places(tile.digits)):
+                digit = T.Cast("uint32", tables[m, step, half, d, entry])
+                digit = T.shift_left(digit, T.uint32(place)) if place else digit
+                value = digit if value is None else value + digit
+            chosen = selected(planes, r, v, i, step, half, entry, value, T.uint32(0))
+            T.buffer_store(sums, sums[m, r, 0, v, i] + chosen, [m, r, 0, v, i])
 
     return intrinsic(_buffers(tile), body)
 

@@ -14,7 +14,7 @@ from tvm.s_tir import TensorIntrin
 from tvm.tirx.script import builder as T
 
 from shiftadd_tvm.ops.planes import ENTRIES, GROUP, VIEWS
-from shiftadd_tvm.schedules.llvm._lookup import Buffer, intrinsic, prefetch
+from shiftadd_tvm.schedules.llvm._lookup import Buffer, intrinsic, one_hot, prefetch, selected
 
 VERSION = 4
 
@@ -58,23 +58,13 @@ def _buffers(tile: Tile) -> list[Buffer]:
 
 
 def _description(tile: Tile):
-    # TVM drops loops of extent 1 from what it matches
     extents = [tile.blocks, VIEWS, tile.lanes, tile.steps, 2, ENTRIES]
-    looped = [axis for axis, extent in enumerate(extents) if extent > 1]
 
     def body(planes, tables, sums):
-        with T.grid(*(extents[axis] for axis in looped)) as loops:
-            with T.sblock("one_hot"):
-                bound = T.axis.remap("".join("SSSRRR"[axis] for axis in looped), list(loops))
-                at = [0] * len(extents)
-                for axis, variable in zip(looped, bound, strict=True):
-                    at[axis] = variable
-                b, v, i, step, half, entry = at
-                shift = T.Cast("uint32", v * 8 + half * GROUP)
-                index = T.bitwise_and(T.shift_right(planes[b, 0, step, i], shift), T.uint32(15))
-                value = tables[0, step, half, entry]
-                chosen = T.Select(index == T.Cast("uint32", entry), value, T.float32(0))
-                T.buffer_store(sums, sums[0, b, 0, v, i] + chosen, [0, b, 0, v, i])
+        with one_hot(extents, "SSSRRR") as (b, v, i, step, half, entry):
+            value = tables[0, step, half, entry]
+            chosen = selected(planes, b, v, i, step, half, entry, value, T.float32(0))
+            T.buffer_store(sums, sums[0, b, 0, v, i] + chosen, [0, b, 0, v, i])
 
     return intrinsic(_buffers(tile), body)
 
