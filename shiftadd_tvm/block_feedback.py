@@ -66,7 +66,7 @@ def _fit_one(
     rounds: int,
 ) -> Coded:
     blocks = _Blocks(tuple(matrix.shape), bits, settings, feedback.order)
-    coded, _ = feedback.quantize(matrix, blocks.round, blocks.fit, blocks.columns)
+    coded = feedback.quantize(matrix, blocks.round, blocks.fit, blocks.columns)
     for _ in range(rounds):
         coded = sweep(matrix, coded, hessian, feedback.order, blocks.round)
     energy = output_error(matrix, hessian).sum().clamp_min(1e-30)

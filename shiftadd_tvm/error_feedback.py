@@ -37,8 +37,8 @@ class Feedback:
         round_column: RoundColumn,
         see_run: SeeRun | None = None,
         run: int = 1,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the rounded matrix and what was rounded (weights after feedback), both (N, K).
+    ) -> Tensor:
+        """Return the rounded matrix (N, K).
 
         `see_run` gets every `run` columns of the order before the first of them is rounded: for scales
         that several columns share.
@@ -58,11 +58,8 @@ class Feedback:
                 later = factor[i - start, i + 1 : stop, None]
                 columns[i + 1 : stop].addcmul_(later, errors[i - start], value=-1)
             columns[stop:].addmm_(factor[:, stop:].T, errors, alpha=-1)
-        return self._restore(rounded), self._restore(columns)
-
-    def _restore(self, columns: Tensor) -> Tensor:
-        restored = torch.empty_like(columns)
-        restored[self.order] = columns
+        restored = torch.empty_like(rounded)
+        restored[self.order] = rounded
         return restored.T.contiguous()
 
 

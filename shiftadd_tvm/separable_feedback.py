@@ -158,7 +158,7 @@ class _Stack:
 
     def round(self, feedback: Feedback) -> None:
         """Choose the codes for the scales that there are."""
-        rounded, _ = feedback.quantize(self.weights, self._round_column())
+        rounded = feedback.quantize(self.weights, self._round_column())
         self._set_codes(rounded)
 
     def descend(self, order: Tensor) -> None:

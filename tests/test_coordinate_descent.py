@@ -60,7 +60,7 @@ def test_equals_the_definition(outputs: int, inputs: int) -> None:
 def test_sweeps_better_the_feedback(outputs: int, inputs: int) -> None:
     hessian, weights = moments(inputs, 3 * inputs, inputs), draw(outputs, inputs, 3)
     feedback = Feedback(hessian)
-    coded, _ = feedback.quantize(weights, round_column)
+    coded = feedback.quantize(weights, round_column)
     errors = [output_error(coded - weights, damped(hessian))]
     for _ in range(3):
         coded = sweep(weights, coded, hessian, feedback.order, round_column)

@@ -15,7 +15,7 @@ from shiftadd_tvm.error_feedback import Feedback
 def quantize(weights: Tensor, hessian: Tensor, bits: int, *, group: int) -> Dequantized:
     """Round column by column, the most important input first."""
     grid = uniform.fit(weights, group, bits)
-    rounded, _ = Feedback(hessian).quantize(weights, grid.round_column)
+    rounded = Feedback(hessian).quantize(weights, grid.round_column)
     return Dequantized(rounded, uniform.stored_bits(weights.shape[1], group, bits))
 
 

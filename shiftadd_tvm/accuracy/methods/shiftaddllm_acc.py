@@ -24,7 +24,7 @@ def quantize(weights: Tensor, hessian: Tensor, bits: int) -> Dequantized:
         levels = torch.from_numpy(fit_levels(column.double().numpy(), bits, TERMS, ROUNDS)).float()
         return levels[torch.bucketize(column, (levels[1:] + levels[:-1]) / 2, right=True)]
 
-    rounded, _ = Feedback(hessian).quantize(weights, round_column)
+    rounded = Feedback(hessian).quantize(weights, round_column)
     return Dequantized(rounded, bits + _TERM_BITS * TERMS * bits / len(weights))
 
 

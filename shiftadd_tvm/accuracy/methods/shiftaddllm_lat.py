@@ -45,7 +45,7 @@ def quantize(weights: Tensor, hessian: Tensor, bits: int) -> Dequantized:
     outputs, inputs = weights.shape
     blocks = _Blocks(outputs, bits)
     feedback = Feedback(hessian, order=block_order(hessian.diagonal(), COLUMNS))
-    rounded, _ = feedback.quantize(weights, blocks.round, blocks.fit, COLUMNS)
+    rounded = feedback.quantize(weights, blocks.round, blocks.fit, COLUMNS)
     scales = len(blocks.parts) * -(-inputs // COLUMNS) * bits * TERMS
     return Dequantized(rounded, bits + _TERM_BITS * scales / weights.numel())
 
