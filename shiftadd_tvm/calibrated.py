@@ -112,11 +112,15 @@ class Calibrated:
     def _make_data(self) -> CalibrationData:
         settings = self._settings
         tokens = settings.calibration_tokens or settings.amounts.tokens
+        write = lambda tokens: calibration_text.written_by(
+            self._checkpoint, tokens, settings.seed, self._device
+        )
         if settings.calibration_text is None:
-            how = (tokens, settings.seed, self._device)
-            return calibration_text.written_by(self._checkpoint, *how)
+            return write(tokens)
+        own = round(tokens * settings.own_text)
         text = calibration_text.read_text(Path(settings.calibration_text))
-        return calibration_text.from_text(self._checkpoint, text, tokens, settings.seed)
+        given = calibration_text.from_text(self._checkpoint, text, tokens - own, settings.seed)
+        return calibration_text.mixed(given, write(own), settings.seed) if own else given
 
     @contextmanager
     def _place(self) -> Iterator[Place]:

@@ -134,6 +134,20 @@ def written_by(
     return CalibrationData(windows, description)
 
 
+def mixed(text: CalibrationData, own: CalibrationData, seed: int) -> CalibrationData:
+    """Return the windows of both in an order drawn by `seed`; raise `UsageError` where those of the text
+    are shorter, since there is less of it."""
+    if text.windows.shape[1] != own.windows.shape[1]:
+        raise UsageError(
+            f"The calibration text has {text.windows.size} tokens, expected at least "
+            f"{own.windows.shape[1]} to be mixed with the model's own; give a longer one."
+        )
+    both = np.concatenate([text.windows, own.windows])
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(both))
+    counts = {"tokens": int(both.size), "own_tokens": int(own.windows.size)}
+    return CalibrationData(both[order], {**text.description, **counts})
+
+
 def _require_finite(checkpoint: Checkpoint, likely: torch.Tensor) -> None:
     if not likely.isfinite().all():
         raise BadFileError(

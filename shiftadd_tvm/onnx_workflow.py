@@ -43,7 +43,7 @@ def plan(
     Without examples (`--calib`) the method is the data-free one. Raises `UnsupportedError` that names
     all operators which TVM does not import.
     """
-    given = {"--config": config, "--target-size": target_size, "--target-latency": settings.latency}
+    given = {"--config": config, "--target-size": target_size, **_asked(settings)}
     _refuse(given, f"{source} is an ONNX graph")
     path = Path(source)
     importer = _importer()
@@ -58,12 +58,17 @@ def plan_encoder(
     checkpoint: "Checkpoint", settings: "QuantizeSettings", target_size: int | None = None
 ) -> "GraphPlan":
     """Return what `quantize` would do with the checkpoint of an encoder; methods as for `plan`."""
-    given = {"--target-size": target_size, "--target-latency": settings.latency}
+    given = {"--target-size": target_size, **_asked(settings)}
     _refuse(given, f"{checkpoint.path} is an encoder")
     importer = _importer()
     found: GraphPlan = _module("encoder_plan").plan(checkpoint, _suited(settings))
     importer.imported(found.prepared.model, checkpoint.path)
     return found
+
+
+def _asked(settings: "QuantizeSettings") -> dict[str, object]:
+    """Return the options behind settings that only language models have, None where nobody asked."""
+    return {"--target-latency": settings.latency, "--own-text": settings.own_text or None}
 
 
 def _refuse(options: Mapping[str, object], what: str) -> None:

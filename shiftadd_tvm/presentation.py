@@ -48,7 +48,8 @@ def quantize_plan(source: str, plan: "QuantizePlan", memory: int | None = None) 
     elif settings.calibrated:
         tokens = settings.calibration_tokens or settings.amounts.tokens
         text = settings.calibration_text or "text that the model writes itself"
-        rows["calibration"] = f"{tokens} tokens of {text}"
+        own = f", {settings.own_text:.0%} written by the model" if settings.own_text else ""
+        rows["calibration"] = f"{tokens} tokens of {text}{own}"
         rows["effort"] = f"{settings.effort}: {settings.steps} steps of tuning"
     return rows | ({"memory": f"about {size(memory)}"} if memory else {})
 
@@ -215,8 +216,13 @@ def _candidates(report: "TuneReport") -> str:
 
 def scored(fields: Fields) -> str:
     """Return the sentence of an evaluation."""
+    compared = (
+        f"KL from the original {fields['kl']:.4f} nats a token, {fields['top1']:.1%} the same top token, "
+        if "kl" in fields
+        else ""
+    )
     return (
-        f"perplexity {fields['perplexity']:.4f}, {fields['tokens']} tokens, "
+        f"perplexity {fields['perplexity']:.4f}, {compared}{fields['tokens']} tokens, "
         f"{fields['effective_bits']:.2f} effective bits, {fields['seconds']:.1f} s"
     )
 

@@ -64,6 +64,12 @@ Calib = Annotated[
         "it no data are used.",
     ),
 ]
+OwnText = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE", help="Of the tokens, those that the model writes itself beside --calib."
+    ),
+]
 CalibTokens = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Tokens of calibration; default: by the effort."),
@@ -106,6 +112,7 @@ def quantize(
     criterion: Criterion = "measured",
     calib: Calib = None,
     calib_tokens: CalibTokens = None,
+    own_text: OwnText = 0.0,
     outputs: options.Outputs = None,
     scales: Scales = "separable",
     rotation: Rotation = True,
@@ -131,8 +138,7 @@ def quantize(
         effort=effort,
         mixed=mixed,
         criterion=criterion,
-        calibration_text=None if calib is None else str(calib),
-        calibration_tokens=calib_tokens,
+        **_calibration(calib, calib_tokens, own_text),
         scale_format=scales,
         embedding_bits=embedding_bits,
         seed=seed,
@@ -152,6 +158,12 @@ def quantize(
         console.result({**plan.fields, "output": str(plan.output)}, "")
         return
     _carry_out(plan, console, resume=resume, force=force, spill=spill, device=device)
+
+
+def _calibration(text: Path | None, tokens: int | None, own: float) -> dict[str, Any]:
+    """Return the settings of the calibration's data."""
+    path = None if text is None else str(text)
+    return {"calibration_text": path, "calibration_tokens": tokens, "own_text": own}
 
 
 def _latency(size: str | None, latency: str | None, files: list[Path]) -> dict[str, Any]:

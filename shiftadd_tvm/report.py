@@ -100,6 +100,7 @@ def _facts(model: PackedModel | PackedGraph) -> dict[str, str]:
     blocks = scales if isinstance(scales, dict) else {}
     described = str(data.get("data", "none: the method needs no data"))
     digest = f", sha256 {str(data['sha256'])[:12]}…" if "sha256" in data else ""
+    own = f"; {data['own_tokens']:,} tokens by the model" if "own_tokens" in data else ""
     seed = data.get("seed", turned.get("seed", "none"))
     facts = {
         "Model": model.path.resolve().name,
@@ -108,7 +109,7 @@ def _facts(model: PackedModel | PackedGraph) -> dict[str, str]:
         "Method": str(made.get("name", "not stated")),
         "Effort": str(made.get("effort", "does not apply")),
         "Bits of linears": _bits(model, bool(made.get("mixed"))),
-        "Calibration data": described + digest,
+        "Calibration data": described + digest + own,
         "Calibration tokens": f"{data['tokens']:,}" if type(data.get("tokens")) is int else "none",
         "Seed": str(seed),
         "Scales": str(blocks.get("format")),

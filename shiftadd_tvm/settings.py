@@ -52,6 +52,7 @@ class QuantizeSettings:
     latency: float | None = None  # microseconds of all linears of a decode step; None: no matter
     calibration_text: str | None = None
     calibration_tokens: int | None = None  # None: as the effort has it
+    own_text: float = 0.0  # the share of tokens that the model writes beside a calibration text
 
     def __post_init__(self) -> None:
         """Check every value; a whole number of bits is an int, however it was written."""
@@ -91,6 +92,10 @@ class QuantizeSettings:
         )
         tokens = self.calibration_tokens
         _require(tokens is None or tokens > 0, "calibration tokens", tokens, "1 or more")
+        share = self.own_text
+        given = share == 0 or self.calibrated and self.calibration_text is not None
+        expected = "from 0 to below 1, beside a calibration text; without one all is the model's own"
+        _require(0 <= share < 1 and given, "own text", share, expected)
 
     @property
     def calibrated(self) -> bool:

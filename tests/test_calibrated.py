@@ -271,6 +271,8 @@ def test_another_text_of_the_same_name_starts_anew(source: Path, tmp_path: Path)
         ({"effort": "heroic"}, "effort = 'heroic'"),
         ({"scale_format": "diagonal"}, "scale format = 'diagonal'"),
         ({"calibration_tokens": 0}, "calibration tokens = 0"),
+        ({"own_text": 0.5}, "own text = 0.5"),
+        ({"own_text": 1.0, "calibration_text": "text.txt"}, "own text = 1.0"),
         ({"criterion": "taste"}, "criterion = 'taste'"),
     ],
 )

@@ -167,6 +167,21 @@ def test_what_no_data_set_is_called(name: str) -> None:
     assert not dataset_text.is_name(name)
 
 
+def test_text_and_own_text_are_mixed(checkpoint: Checkpoint) -> None:
+    long = "a stone and another stone " * 400
+    text = calibration_text.from_text(checkpoint, long, 2048, seed=1)
+    own = calibration_text.written_by(checkpoint, 1024, seed=1)
+    both = calibration_text.mixed(text, own, seed=1)
+    rows = lambda data: sorted(map(tuple, data.windows.tolist()))
+    assert rows(both) == sorted([*rows(text), *rows(own)])
+    assert both.windows.tolist() != np.concatenate([text.windows, own.windows]).tolist()
+    counts = {"tokens": text.windows.size + own.windows.size, "own_tokens": own.windows.size}
+    assert both.description == {**text.description, **counts}
+    short = calibration_text.from_text(checkpoint, "a stone", 1024, seed=1)
+    with pytest.raises(UsageError, match="to be mixed with the model's own"):
+        calibration_text.mixed(short, own, seed=1)
+
+
 def test_empty_text_is_refused(checkpoint: Checkpoint) -> None:
     with pytest.raises(UsageError, match="fewer than two tokens"):
         calibration_text.from_text(checkpoint, "", 100, 0)
