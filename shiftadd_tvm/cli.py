@@ -109,6 +109,12 @@ def evaluate(
     max_windows: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Score the first N windows only.")
     ] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SRC", help="What an artifact was made from: how far its distributions are."
+        ),
+    ] = None,
     threads: options.Threads = None,
     config: options.Config = None,
     json: options.Json = False,
@@ -122,7 +128,7 @@ def evaluate(
     from shiftadd_tvm import presentation, scoring
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
-    request = scoring.Request(text, window, max_windows, threads, config)
+    request = scoring.Request(text, window, max_windows, threads, config, original)
     with leaving("nothing was measured"), console.progress("scoring") as progress:
         fields = scoring.score(
             path, request, lambda done, total: progress(done, total, f"window {done} of {total}")

@@ -1,4 +1,4 @@
-"""Perplexity, by one protocol for every source: a callable scores windows, this adds them up.
+"""Perplexity, by one protocol for every source: whoever has the logits scores windows, this adds them up.
 
 The ids are cut into non-overlapping windows of W tokens, W - 1 of the text after BOS where the
 tokenizer adds one; the last short window is dropped; each is scored on its own from its second
@@ -15,7 +15,6 @@ import numpy as np
 from shiftadd_tvm.errors import UsageError
 
 Array = np.ndarray
-Score = Callable[[Array], Array]  # ids int (T,) -> log p of ids[1:], float64 (T - 1,)
 Progress = Callable[[int, int], None]  # windows done, windows in all
 
 
@@ -48,19 +47,6 @@ def windows(
     if bos is None:
         return cut
     return np.concatenate([np.full((count, 1), bos, np.int64), cut], axis=1)
-
-
-def perplexity(
-    score: Score,
-    ids: Array,
-    window: int = 512,
-    bos: int | None = None,
-    max_windows: int | None = None,
-    progress: Progress | None = None,
-) -> PerplexityResult:
-    """Return the perplexity of token `ids` (T,) under `score`."""
-    cut = windows(ids, window, bos, max_windows)
-    return summarize((score(one) for one in cut), len(cut), progress)
 
 
 def summarize(

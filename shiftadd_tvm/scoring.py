@@ -4,22 +4,25 @@ One tokenizer and one protocol for all of them (`evaluation.py`), so that the nu
 reference needs torch and is imported only for weights; an artifact needs TVM's runtime alone.
 """
 
+import functools
 import importlib
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shiftadd_tvm import cpu, evaluation
+from shiftadd_tvm import cpu, evaluation, original
 from shiftadd_tvm.artifact import Artifact, is_artifact
-from shiftadd_tvm.errors import BadFileError
+from shiftadd_tvm.errors import BadFileError, UsageError
 from shiftadd_tvm.evaluation import PerplexityResult, Progress
 from shiftadd_tvm.packed import PackedModel, is_packed, open_packed
 from shiftadd_tvm.runtime.text import Tokenizer
 
 Array = np.ndarray
+See = Callable[[int, int, Array], None]
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,18 @@ class Request:
     max_windows: int | None = None
     threads: int | None = None
     config: Path | None = None
+    original: str | Path | None = None  # what an artifact was made from, to compare with
 
 
 def score(path: str | Path, request: Request, progress: Progress | None = None) -> dict[str, object]:
-    """Return perplexity, tokens, effective_bits and seconds, as the command line prints them."""
+    """Return perplexity, tokens, effective_bits and seconds, as the command line prints them; with an
+    original, of an artifact, `kl` and `top1` too (`original.py`)."""
     text = read_text(request.text)
+    compared: dict[str, float] = {}
     if is_artifact(Path(path)):
-        result, bits = _score_artifact(Artifact(path), text, request, progress)
+        result, bits, compared = _score_artifact(Artifact(path), text, request, progress)
+    elif request.original is not None:
+        raise UsageError(f"--original is for artifacts, and {path} is none; compile it first.")
     else:
         result, bits = _score_weights(path, text, request, progress)
     return {
@@ -46,6 +54,7 @@ def score(path: str | Path, request: Request, progress: Progress | None = None) 
         "windows": result.windows,
         "effective_bits": bits,
         "seconds": result.seconds,
+        **compared,
     }
 
 
@@ -71,30 +80,50 @@ def _encode(tokenizer: Tokenizer, text: str, vocabulary: int) -> Array:
 
 def _score_artifact(
     artifact: Artifact, text: str, request: Request, progress: Progress | None
-) -> tuple[PerplexityResult, object]:
+) -> tuple[PerplexityResult, object, dict[str, float]]:
+    tokenizer = Tokenizer(artifact.tokenizer_file, artifact.path)
+    vocabulary = artifact.number("model", "vocabulary")
+    ids = _encode(tokenizer, text, vocabulary)
+    cut = evaluation.windows(ids, request.window, tokenizer.bos, request.max_windows)
+    bits = artifact.section("quantization").get("effective_bits")
+    if request.original is None:
+        scores = _scores(artifact, cut, request.threads, lambda window, first, logits: None)
+        return evaluation.summarize(scores, len(cut), progress), bits, {}
+    how = (request.config, request.threads)
+    with original.computed(request.original, cut, *how) as found:
+        original.require_vocabulary(found, vocabulary)
+        comparison = original.Comparison(found)
+        scores = _scores(artifact, cut, request.threads, comparison.add)
+        result = evaluation.summarize(scores, len(cut), progress)
+    return result, bits, comparison.fields()
+
+
+def _scores(
+    artifact: Artifact, windows: Array, threads: int | None, see: See
+) -> Iterator[Array]:
+    """Yield the log-probabilities of the next tokens, float64 (T - 1,), of each window of ids (W, T);
+    `see` gets its number, a token's and the logits (n, vocabulary) behind this and the following."""
     from shiftadd_tvm.runtime.engine import Engine
 
-    tokenizer = Tokenizer(artifact.tokenizer_file, artifact.path)
-    ids = _encode(tokenizer, text, artifact.number("model", "vocabulary"))
-    engine = Engine(artifact, threads=request.threads)
+    engine = Engine(artifact, threads=threads)
     session = engine.session()
-
-    def score_window(window: Array) -> Array:
+    for number, window in enumerate(windows):
         session.close()
-        scores: list[Array] = []
+        yield _score_window(session, window, functools.partial(see, number))
 
-        def consume(logits: Array) -> None:
-            start = sum(map(len, scores)) + 1
-            following = window[start : start + len(logits)]
-            scores.append(evaluation.log_probabilities(logits[: len(following)], following))
 
-        session.score(window.tolist(), consume)
-        return np.concatenate(scores)
+def _score_window(session: Any, window: Array, see: Callable[[int, Array], None]) -> Array:
+    scores: list[Array] = []
 
-    result = evaluation.perplexity(
-        score_window, ids, request.window, tokenizer.bos, request.max_windows, progress
-    )
-    return result, artifact.section("quantization").get("effective_bits")
+    def consume(logits: Array) -> None:
+        start = sum(map(len, scores))
+        following = window[start + 1 : start + 1 + len(logits)]
+        scored = logits[: len(following)]
+        see(start, scored)
+        scores.append(evaluation.log_probabilities(scored, following))
+
+    session.score(window.tolist(), consume)
+    return np.concatenate(scores)
 
 
 def _score_weights(

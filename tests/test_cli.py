@@ -7,11 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from command import call, call_here, fails, result
 from conftest import Tiny
 
-from shiftadd_tvm import encoder_families, families
+from shiftadd_tvm import encoder_families, evaluation, families
+from shiftadd_tvm.checkpoint import open_checkpoint
+from shiftadd_tvm.dequantized import DequantizedModel
+from shiftadd_tvm.packed import open_packed
+from shiftadd_tvm.reference import ReferenceModel
+from shiftadd_tvm.runtime.text import Tokenizer
 
 VERBS = ["quantize", "compile", "tune", "run", "chat", "eval", "bench"]
 VERBS += ["verify", "inspect", "report", "config", "doctor", "targets", "families"]
@@ -152,6 +159,28 @@ def test_eval(tiny: Tiny, text: Path) -> None:
     assert artifact["perplexity"] == pytest.approx(packed["perplexity"], rel=1e-3)
     assert artifact["effective_bits"] == packed["effective_bits"]
     assert found["source"]["effective_bits"] == 32
+
+
+def test_eval_against_the_original(tiny: Tiny, text: Path) -> None:
+    """The divergence is that of the two models' logits, and nothing from what it was compiled of."""
+    options = ("--text", text, "--window", 32, "--max-windows", 3)
+    same = result("eval", tiny.artifact, *options, "--original", tiny.packed)
+    assert same["kl"] < 1e-4 and same["top1"] > 0.98
+    found = result("eval", tiny.artifact, *options, "--original", tiny.source)
+    tokenizer = Tokenizer(open_checkpoint(tiny.source).tokenizer_files().get, tiny.source)
+    ids = np.array(tokenizer.encode(text.read_text(), bos=False))
+    logs = []
+    for source in (open_checkpoint(tiny.source), DequantizedModel(open_packed(tiny.packed))):
+        model = ReferenceModel(source)
+        states = model.hidden(evaluation.windows(ids, 32, tokenizer.bos, 3))[:, :-1]
+        logs.append(torch.log_softmax(model.logits(states.flatten(0, 1)).double(), 1))
+    kl = float((logs[0].exp() * (logs[0] - logs[1])).sum(1).mean())
+    assert found["kl"] == pytest.approx(kl, rel=0.02) and kl > 1e-3
+    assert found["top1"] == pytest.approx(
+        float((logs[0].argmax(1) == logs[1].argmax(1)).double().mean()), abs=0.02
+    )
+    plain = result("eval", tiny.artifact, *options)
+    assert found["perplexity"] == plain["perplexity"] and "kl" not in plain
 
 
 def test_verify_marks_what_passes(tiny: Tiny, tmp_path: Path) -> None:

@@ -190,6 +190,16 @@ def test_a_tokenizer_of_another_model(source: Path) -> None:
         (["eval", "ARTIFACT", "--text", "BINARY"], BAD_FILE, ["is not UTF-8"]),
         (["eval", "PACKED", "--text", "TEXT", "--window", "1"], USAGE, ["window of 1"]),
         (["eval", "nowhere", "--text", "TEXT"], BAD_FILE, ["nowhere does not exist"]),
+        (
+            ["eval", "PACKED", "--text", "LONG", "--window", "16", "--original", "PACKED"],
+            USAGE,
+            ["--original is for artifacts"],
+        ),
+        (
+            ["eval", "ARTIFACT", "--text", "LONG", "--window", "16", "--original", "nowhere"],
+            BAD_FILE,
+            ["nowhere does not exist"],
+        ),
         (["eval", "ARTIFACT", "--text", "LONG", "--window", "400"], USAGE, ["context is 320"]),
         (["verify", "PACKED"], BAD_FILE, ["holds no manifest.json"]),
         (["verify", "ARTIFACT", "--golden", "TEXT"], BAD_FILE, ["text"]),
