@@ -19,7 +19,7 @@ from shiftadd_tvm.dequantized import DequantizedModel
 from shiftadd_tvm.errors import ShiftAddError
 from shiftadd_tvm.families import read_config
 from shiftadd_tvm.original import HEAD, STATES, WINDOWS
-from shiftadd_tvm.packed import open_packed
+from shiftadd_tvm.packed import is_packed, open_packed
 from shiftadd_tvm.reference import ReferenceModel
 
 _WINDOWS = 64  # whose states exist together
@@ -28,9 +28,9 @@ _WINDOWS = 64  # whose states exist together
 def compute(request: dict[str, Any]) -> float:
     """Write states and head into the request's folder; return the soft cap of the logits."""
     torch.set_num_threads(request["threads"] or cpu.cores())
-    packed = open_packed(request["source"])
-    config = request["config"] and Path(request["config"])
-    source = DequantizedModel(packed) if packed else open_checkpoint(request["source"], config)
+    path, config = request["source"], request["config"] and Path(request["config"])
+    packed = is_packed(path)
+    source = DequantizedModel(open_packed(path)) if packed else open_checkpoint(path, config)
     reference, folder = ReferenceModel(source), Path(request["folder"])
     windows, decoder = np.load(folder / WINDOWS), read_config(source.config)
     found = np.lib.format.open_memmap(
