@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shiftadd_tvm.console import clock, size
 from shiftadd_tvm.packed import kind
+from shiftadd_tvm.tuner import CANDIDATES
 
 if TYPE_CHECKING:
     from shiftadd_tvm.compiler import CompileReport
@@ -205,7 +206,7 @@ def tune_summary(report: "TuneReport") -> str:
 
 def _candidates(report: "TuneReport") -> str:
     rows: Fields = {task["name"]: f"{task['candidates']} candidates" for task in report.tasks}
-    file = Path(report.output) / "candidates.pyz"
+    file = Path(report.output) / CANDIDATES
     rows["time"] = clock(report.seconds)
     rows["next"] = (
         f"copy {file} to the machine with the GPU, and there: python3 {file.name}; "
