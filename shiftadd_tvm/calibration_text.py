@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from shiftadd_tvm import dataset_text, families
 from shiftadd_tvm.checkpoint_base import Checkpoint
+from shiftadd_tvm.effort import SEQUENCES
 from shiftadd_tvm.errors import BadFileError, UsageError
 from shiftadd_tvm.packed_config import OWN_TEXT
 from shiftadd_tvm.reference import ReferenceModel
@@ -28,7 +29,6 @@ LENGTH = 512  # tokens of a window
 _FIRST = (
     4  # tokens that a written window begins with, drawn evenly from the vocabulary's first part
 )
-_SEQUENCES = 64  # that are written together
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def written_by(
     first = torch.from_numpy(_first(tokenizer, files, checkpoint))
     written = []
     wanted = max(1, tokens // length)
-    for start in range(0, wanted, _SEQUENCES):
-        count = min(_SEQUENCES, wanted - start)
+    for start in range(0, wanted, SEQUENCES):
+        count = min(SEQUENCES, wanted - start)
         drawn = (count, min(_FIRST, length - len(first)))
         ids = torch.randint(0, reference.vocabulary, drawn, generator=generator)
         ids = torch.cat([first.expand(count, -1), ids], dim=1)

@@ -1,10 +1,12 @@
 """How much memory `quantize` needs, by the sizes that decide: measured on small models, rounded up."""
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 from shiftadd_tvm import cpu
 from shiftadd_tvm.decoder_model import Decoder
-from shiftadd_tvm.effort import SENSITIVITY_BLOCKS, SLAB_TOKENS, WHOLE_BLOCKS
+from shiftadd_tvm.effort import SENSITIVITY_BLOCKS, SEQUENCES, SLAB_TOKENS, WHOLE_BLOCKS
 from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.settings import QuantizeSettings
 
@@ -45,7 +47,9 @@ def peak(decoder: Decoder, settings: QuantizeSettings, *, spill: bool = False) -
         walk = max(walk, variants + block * PER_COMPARED_WEIGHT + head * PER_HEAD_WEIGHT)
     coding = GROUPS * (layer * PER_CODED_WEIGHT + inputs**2 * PER_MOMENT)
     tuning = _tuning(decoder, states) if settings.steps else 0
-    return BASE + max(plain, walk, coding, tuning)
+    own = tokens if settings.calibration_text is None else round(tokens * settings.own_text)
+    writing = _writing(decoder, own) if own else 0
+    return BASE + max(plain, walk, coding, tuning, writing)
 
 
 def check(
@@ -58,18 +62,44 @@ def check(
         return needed
     who = "this machine has" if limit is None else "--max-memory is"
     remedy = "use a machine with more memory" if limit is None else "allow more"
-    if peak(decoder, settings, spill=True) < needed:
-        remedy += ", or keep what passes between blocks on disk by --spill"
-    elif settings.steps:
-        remedy += ", or leave the tuning of the whole model out by --effort fast"
+    for way, changed, on_disk in _ways(settings, spill):
+        if peak(decoder, changed, spill=on_disk) < needed:
+            remedy += f", or {way}"
+            break
     raise UsageError(
         f"{who} {allowed / 1e9:.3g} GB, quantizing this model needs about {needed / 1e9:.1f} GB; "
         f"{remedy}."
     )
 
 
+def _ways(
+    settings: QuantizeSettings, spill: bool
+) -> Iterator[tuple[str, QuantizeSettings, bool]]:
+    """Yield what a user can do to need less: its words, settings and `spill`."""
+    yield "keep what passes between blocks on disk by --spill", settings, True
+    if settings.steps:
+        fast = replace(settings, effort="fast")
+        yield "leave the tuning of the whole model out by --effort fast", fast, spill
+    if settings.calibrated:
+        given = replace(settings, calibration_text="text", own_text=0.0)
+        yield "give a text by --calib, which the model need not write", given, spill
+
+
+def _weights(decoder: Decoder) -> int:
+    return decoder.layers * sum(math.prod(shape) for shape in decoder.linear_shapes().values())
+
+
+def _writing(decoder: Decoder, tokens: int) -> int:
+    """Return what a model holds that writes so many tokens: itself, and keys and values, those of a
+    layer twice while they grow."""
+    sequences = min(SEQUENCES, -(-tokens // WINDOW))
+    cached = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * WINDOW * sequences
+    head = decoder.vocabulary * decoder.width
+    return 4 * (_weights(decoder) + head + cached + cached // decoder.layers)
+
+
 def _tuning(decoder: Decoder, states: int) -> int:
-    weights = decoder.layers * sum(math.prod(s) for s in decoder.linear_shapes().values())
+    weights = _weights(decoder)
     head = decoder.vocabulary * decoder.width
     blocks = -(-decoder.layers // WHOLE_BLOCKS) + 1  # that are kept whole, and the one on the way
     activations = blocks * _activations(decoder, 1)

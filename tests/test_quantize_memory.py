@@ -1,5 +1,8 @@
 """The memory that `quantize` says it needs, and its refusal where there is less."""
 
+import dataclasses
+import math
+
 import pytest
 
 from shiftadd_tvm import cpu, families, quantize_memory, shapes
@@ -7,8 +10,8 @@ from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.settings import QuantizeSettings
 
 DECODER = families.read_config(shapes.config("llama-2-7b"))
-TUNED = QuantizeSettings(bits=3, method="shiftadd")
-FAST = QuantizeSettings(bits=3, method="shiftadd", effort="fast")
+TUNED = QuantizeSettings(bits=3, method="shiftadd", calibration_text="text.txt")
+FAST = dataclasses.replace(TUNED, effort="fast")
 
 
 def test_coding_a_7b_model_fits_where_tuning_does_not() -> None:
@@ -17,10 +20,17 @@ def test_coding_a_7b_model_fits_where_tuning_does_not() -> None:
     assert quantize_memory.peak(DECODER, plain) < quantize_memory.peak(DECODER, FAST)
 
 
+def test_a_model_that_writes_its_text_lies_in_memory_whole() -> None:
+    own = dataclasses.replace(FAST, calibration_text=None)
+    weights = 4 * sum(math.prod(shape) for shape in DECODER.linear_shapes().values()) * 32
+    assert quantize_memory.peak(DECODER, own) > weights > 24e9
+    assert quantize_memory.peak(DECODER, dataclasses.replace(FAST, own_text=0.5)) > weights
+    with pytest.raises(UsageError, match="24 GB, .* or give a text by --calib, which"):
+        quantize_memory.check(DECODER, own, 24)
+
+
 def test_what_is_spilled_needs_no_memory() -> None:
-    tokens = QuantizeSettings(
-        bits=3, method="shiftadd", effort="fast", calibration_tokens=2 * 10**6
-    )
+    tokens = dataclasses.replace(FAST, calibration_tokens=2 * 10**6)
     needed = quantize_memory.peak(DECODER, tokens)
     spilled = quantize_memory.peak(DECODER, tokens, spill=True)
     assert needed - spilled > 10**6 * DECODER.hidden * 4 / 2
