@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 SLAB_TOKENS = 1 << 14  # of calibration that pass through a block together
-SEQUENCES = 64  # that a model writes together
+SEQUENCES = 32  # that a model writes together
 SENSITIVITY_LENGTH = 256  # tokens of a window on which linears are compared
 SENSITIVITY_BLOCKS = 6  # whose linears are compared in one walk
 WHOLE_BLOCKS = 3  # of so many blocks tuning keeps the activations of one, and computes the others' again

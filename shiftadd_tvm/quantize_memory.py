@@ -22,6 +22,7 @@ SLABS = 4  # of states: what enters a block and leaves it, and what is computed 
 WINDOW = 512  # tokens that are tuned on together
 PER_COMPARED_WEIGHT = 8  # of a block: as it is, and coded
 PER_TUNED_WEIGHT = 4
+PER_CACHED = 6  # of keys and values of a text that is written: they grow by copies, which leave holes
 PER_ACTIVATION = 4 * 4  # kept for the way back, with what is computed from it
 
 
@@ -90,12 +91,11 @@ def _weights(decoder: Decoder) -> int:
 
 
 def _writing(decoder: Decoder, tokens: int) -> int:
-    """Return what a model holds that writes so many tokens: itself, and keys and values, those of a
-    layer twice while they grow."""
+    """Return what a model holds that writes so many tokens: itself, and keys and values."""
     sequences = min(SEQUENCES, -(-tokens // WINDOW))
     cached = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * WINDOW * sequences
     head = decoder.vocabulary * decoder.width
-    return 4 * (_weights(decoder) + head + cached + cached // decoder.layers)
+    return 4 * (_weights(decoder) + head) + PER_CACHED * cached
 
 
 def _tuning(decoder: Decoder, states: int) -> int:
