@@ -19,9 +19,8 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     sums = [stage for stage in stages if sch.get(stage).name_hint in ("sums", "squares")]
     partial = [part for stage in sums for part in split_reduction(sch, stage, backend.lanes)]
     rows.schedule(sch, backend)
-    for part in partial:  # its loops were made anew: lanes, rows (and heads), runs of lanes
-        *_, chunk = loops = sch.get_loops(part)
-        lane = next(loop for loop in loops if sch.get(loop).extent == backend.lanes)
+    for part in partial:  # its loops inside the row's were made anew: lanes, rows (and heads), chunks
+        _, lane, *_, chunk = sch.get_loops(part)
         sch.reorder(chunk, lane)
         sch.vectorize(lane)  # now: afterwards TVM refuses to annotate it
         sch.vectorize(sch.get_loops(sch.decompose_reduction(part, chunk))[-1])
