@@ -110,17 +110,16 @@ class Calibrated:
         return [name for group in groups if group[0] not in touched for name in group]
 
     def _make_data(self) -> CalibrationData:
-        settings = self._settings
-        tokens = settings.calibration_tokens or settings.amounts.tokens
-        write = lambda tokens: calibration_text.written_by(
-            self._checkpoint, tokens, settings.seed, self._device
+        settings, own = self._settings, self._settings.own_tokens
+        write = lambda: calibration_text.written_by(
+            self._checkpoint, own, settings.seed, self._device
         )
         if settings.calibration_text is None:
-            return write(tokens)
-        own = round(tokens * settings.own_text)
+            return write()
         text = calibration_text.read_text(Path(settings.calibration_text))
-        given = calibration_text.from_text(self._checkpoint, text, tokens - own, settings.seed)
-        return calibration_text.mixed(given, write(own), settings.seed) if own else given
+        wanted = settings.tokens - own
+        given = calibration_text.from_text(self._checkpoint, text, wanted, settings.seed)
+        return calibration_text.mixed(given, write(), settings.seed) if own else given
 
     @contextmanager
     def _place(self) -> Iterator[Place]:
@@ -133,10 +132,8 @@ class Calibrated:
 
     def _walk(self) -> None:
         with self._place() as place:
-            self._walk_through(self._calibration(place))
-
-    def _calibration(self, place: Place) -> calibration.Calibration:
-        return calibration.Calibration(self._checkpoint, self._windows(), place, self._device)
+            how = (self._windows(), place, self._device)
+            self._walk_through(calibration.Calibration(self._checkpoint, *how))
 
     def _walk_through(self, walk: calibration.Calibration) -> None:
         for index, block in enumerate(self._blocks):

@@ -47,10 +47,9 @@ def quantize_plan(source: str, plan: "QuantizePlan", memory: int | None = None) 
         count = fields["examples"]
         rows["calibration"] = f"{count} examples" if count else "none: no --calib was given"
     elif settings.calibrated:
-        tokens = settings.calibration_tokens or settings.amounts.tokens
         text = settings.calibration_text or "text that the model writes itself"
         own = f", {settings.own_text:.0%} written by the model" if settings.own_text else ""
-        rows["calibration"] = f"{tokens} tokens of {text}{own}"
+        rows["calibration"] = f"{settings.tokens} tokens of {text}{own}"
         rows["effort"] = f"{settings.effort}: {settings.steps} steps of tuning"
     return rows | ({"memory": f"about {size(memory)}"} if memory else {})
 

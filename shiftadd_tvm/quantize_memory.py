@@ -37,7 +37,7 @@ def peak(decoder: Decoder, settings: QuantizeSettings, *, spill: bool = False) -
     if not settings.calibrated:
         return BASE + plain
     inputs = max(columns for _, columns in shapes.values())
-    tokens = settings.calibration_tokens or settings.amounts.tokens
+    tokens = settings.tokens
     token = decoder.hidden * 4
     states, slab = tokens * token, min(tokens, SLAB_TOKENS) * token
     walk = (0 if spill else states) + SLABS * slab + sum(group[0][1] ** 2 for group in groups) * 4
@@ -48,8 +48,7 @@ def peak(decoder: Decoder, settings: QuantizeSettings, *, spill: bool = False) -
         walk = max(walk, variants + block * PER_COMPARED_WEIGHT + head * PER_HEAD_WEIGHT)
     coding = GROUPS * (layer * PER_CODED_WEIGHT + inputs**2 * PER_MOMENT)
     tuning = _tuning(decoder, states) if settings.steps else 0
-    own = tokens if settings.calibration_text is None else round(tokens * settings.own_text)
-    writing = _writing(decoder, own) if own else 0
+    writing = _writing(decoder, settings.own_tokens) if settings.own_tokens else 0
     return BASE + max(plain, walk, coding, tuning, writing)
 
 

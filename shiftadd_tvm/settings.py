@@ -126,6 +126,17 @@ class QuantizeSettings:
         return EFFORTS[self.effort]
 
     @property
+    def tokens(self) -> int:
+        """Return the tokens of calibration."""
+        return self.calibration_tokens or self.amounts.tokens
+
+    @property
+    def own_tokens(self) -> int:
+        """Return how many of the `tokens` the model writes itself: all without a calibration text."""
+        given = self.calibration_text is not None
+        return round(self.tokens * self.own_text) if given else self.tokens
+
+    @property
     def steps(self) -> int:
         """Return the steps of tuning the whole model: separable scales alone are tuned."""
         separable = self.scale_format == "separable"
