@@ -33,7 +33,7 @@ from shiftadd_tvm.bcq import MAX_BITS
 from shiftadd_tvm.calibration_text import CalibrationData
 from shiftadd_tvm.checkpoint_base import Checkpoint
 from shiftadd_tvm.dequantized import dequantize
-from shiftadd_tvm.effort import SENSITIVITY_BLOCKS, SENSITIVITY_LENGTH
+from shiftadd_tvm.effort import SENSITIVITY_BLOCKS
 from shiftadd_tvm.errors import BadFileError
 from shiftadd_tvm.families import Decoder
 from shiftadd_tvm.hidden_states import InMemory, OnDisk, Place
@@ -54,7 +54,7 @@ R = TypeVar("R")
 # by which one bit more multiplies the expected loss: between 2, 3 and 4 bits of SmolLM2-135M's linears
 # its logarithm is -1.20, with a deviation of 0.06 from linear to linear
 LOSS_PER_BIT = 0.30
-METHOD = 2  # to be raised when what an interrupted run left comes to mean something else
+METHOD = 3  # to be raised when what an interrupted run left comes to mean something else
 WORKERS = 2  # groups that are coded together: each holds its matrices and the factor of its H
 _WINDOWS, _STATES, _DATA = "windows.safetensors", "states.safetensors", "data.json"
 _ENERGIES, _COSTS = "energies.json", "costs.json"
@@ -214,10 +214,12 @@ class Calibrated:
         return self.known_costs()
 
     def _sensitivity(self) -> Sensitivity:
-        """Return the original on the few tokens by which linears compare."""
-        tokens = self._settings.amounts.sensitivity_tokens
-        rows, length = max(1, tokens // SENSITIVITY_LENGTH), min(tokens, SENSITIVITY_LENGTH)
-        return Sensitivity(self._checkpoint, self._windows()[:rows, :length], self._device)
+        """Return the original on the few tokens by which linears compare: windows from all over the
+        text, and whole ones, since short ones do not show what tokens far back bring."""
+        tokens, windows = self._settings.amounts.sensitivity_tokens, self._windows()
+        rows = min(len(windows), max(1, tokens // windows.shape[1]))
+        spread = np.linspace(0, len(windows) - 1, rows).round().astype(int)
+        return Sensitivity(self._checkpoint, windows[spread, :tokens], self._device)
 
     def _measure_losses(self, walk: Sensitivity, run: Sequence[int]) -> None:
         """Measure the linears of the blocks of these indices, and keep what was found."""

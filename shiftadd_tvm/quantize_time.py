@@ -15,7 +15,7 @@ def stage_work(settings: QuantizeSettings) -> dict[str, float]:
         return {"code": 1.0, "end": 0.0}
     amounts = settings.amounts
     return {
-        "measure": amounts.tokens / 1000,
+        "measure": settings.tokens / 600,
         "allocate": _comparison(amounts) if settings.measures_losses else 0.0,
         "code": 8.0 * (amounts.rounds + 1),
         "tune": 1.2 * settings.steps,

@@ -128,13 +128,14 @@ class QuantizeSettings:
     @property
     def tokens(self) -> int:
         """Return the tokens of calibration."""
-        return self.calibration_tokens or self.amounts.tokens
+        own = self.calibration_text is None
+        return self.calibration_tokens or (self.amounts.own_tokens if own else self.amounts.tokens)
 
     @property
     def own_tokens(self) -> int:
         """Return how many of the `tokens` the model writes itself: all without a calibration text."""
-        given = self.calibration_text is not None
-        return round(self.tokens * self.own_text) if given else self.tokens
+        own = self.calibration_text is None
+        return self.tokens if own else round(self.tokens * self.own_text)
 
     @property
     def steps(self) -> int:

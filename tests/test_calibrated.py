@@ -37,7 +37,7 @@ SETTINGS = QuantizeSettings(bits=2.5, method="shiftadd", calibration_tokens=96)
 
 @pytest.fixture(autouse=True, scope="module")
 def small_amounts() -> Iterator[None]:
-    amounts = Effort(tokens=96, rounds=1, steps=12, sensitivity_tokens=64)
+    amounts = Effort(tokens=96, own_tokens=96, rounds=1, steps=12, sensitivity_tokens=64)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of tiny operators: more only wait for each other
     with pytest.MonkeyPatch.context() as patch:
