@@ -302,7 +302,7 @@ class Calibrated:
             return self._store.tensors(_TUNED)
         steps = self._settings.steps
         recipe = distillation.Recipe(steps, seed=self._settings.seed)
-        teacher = torch.from_numpy(self._store.tensor(_STATES, "states"))
+        teacher = lambda chosen: torch.from_numpy(self._store.rows(_STATES, "states", chosen))
         note = lambda step, loss: self._report(
             "tune", step / steps, f"tuning: step {step}, {loss:.3f} nats a token"
         )

@@ -64,9 +64,11 @@ class Calibration:
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        """Return the hidden states after the last norm, float32 (W, T, hidden)."""
+        """Return the hidden states after the last norm, float32 (W, T, hidden); those before it are
+        let go of on the way."""
         states, done = self._place.room((*self._shape, self._decoder.width)), 0
-        for take, _ in self._slabs:
+        while self._slabs:
+            take, _ = self._slabs.pop(0)
             part = self._reference.leave(take().to(self._reference.device))
             states[done : done + len(part)] = part
             done += len(part)

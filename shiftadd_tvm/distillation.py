@@ -198,7 +198,7 @@ class Student:
 def tune(
     packed: PackedModel,
     windows: Array,
-    teacher: Tensor,
+    teacher: Callable[[Array], Tensor],
     recipe: Recipe,
     state: Path,
     progress: Callable[[int, float], None],
@@ -207,8 +207,8 @@ def tune(
     """Return the tuned scales and vectors, float32, by name: `<leader>.columns`, `<linear>.rows` and
     the vectors' own.
 
-    `windows` are token ids, int64 (W, T), `teacher` the original's states on them, float32
-    (W, T, hidden). `state` is a file by which an interrupted run goes on. `progress` gets the steps
+    `windows` are token ids, int64 (W, T); `teacher` gives the original's states on those of some
+    indices (n,), float32 (n, T, hidden). `state` is a file by which an interrupted run goes on. `progress` gets the steps
     that are done and the divergence of the last one, in nats a token. The coded model lies on `device`.
     """
     student = Student(packed, device)
@@ -221,7 +221,7 @@ def tune(
     for step, chosen, rate in schedule(recipe, len(windows)):
         if step < optimizer.steps:
             continue
-        loss = _accumulate(student, windows[chosen], teacher[chosen].to(device), step % SKIP)
+        loss = _accumulate(student, windows[chosen], teacher(chosen).to(device), step % SKIP)
         optimizer.step(rate)
         progress(step + 1, loss)
         if (step + 1) % _SAVE_EVERY == 0:

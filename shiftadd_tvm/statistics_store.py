@@ -44,6 +44,11 @@ class StatisticsStore:
         """Return one array as a copy."""
         return np.array(TensorFile(self._folder / name).raw(key))
 
+    def rows(self, name: str, key: str, indices: Array) -> Array:
+        """Return the rows of these indices, int64 (n,), of one array as a copy: not all of it need
+        fit into memory."""
+        return TensorFile(self._folder / name).raw(key)[indices]
+
     def tensors(self, name: str) -> dict[str, Array]:
         """Return all arrays of a piece as copies."""
         return {key: self.tensor(name, key) for key in TensorFile(self._folder / name).names()}

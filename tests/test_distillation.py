@@ -86,7 +86,7 @@ def test_tuning_lowers_the_divergence(
     losses: list[float] = []
     recipe = Recipe(steps=80, windows=2)
     note = lambda step, loss: losses.append(loss)
-    tuned = tune(packed, windows(), teacher, recipe, tmp_path / "state", note)
+    tuned = tune(packed, windows(), teacher.__getitem__, recipe, tmp_path / "state", note)
     assert np.mean(losses[-6:]) < 0.9 * np.mean(losses[:3])
     names = {name.rpartition(".")[2] for name in tuned}
     assert names == {"rows", "columns", "weight", "bias"}
@@ -100,17 +100,17 @@ def test_interrupted_tuning_goes_on_to_the_same_values(
     packed: PackedModel, teacher: torch.Tensor, tmp_path: Path
 ) -> None:
     recipe = Recipe(steps=24)
-    whole = tune(packed, windows(), teacher, recipe, tmp_path / "a", lambda step, loss: None)
+    whole = tune(packed, windows(), teacher.__getitem__, recipe, tmp_path / "a", lambda step, loss: None)
 
     def stop(step: int, loss: float) -> None:
         if step == 17:
             raise _Stopped
 
     with pytest.raises(_Stopped):
-        tune(packed, windows(), teacher, recipe, tmp_path / "b", stop)
+        tune(packed, windows(), teacher.__getitem__, recipe, tmp_path / "b", stop)
     steps: list[int] = []
     again = tune(
-        packed, windows(), teacher, recipe, tmp_path / "b", lambda step, loss: steps.append(step)
+        packed, windows(), teacher.__getitem__, recipe, tmp_path / "b", lambda step, loss: steps.append(step)
     )
     assert steps[0] == 11  # the state is written every ten steps
     assert sorted(again) == sorted(whole)
