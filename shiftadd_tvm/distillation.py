@@ -208,8 +208,9 @@ def tune(
     the vectors' own.
 
     `windows` are token ids, int64 (W, T); `teacher` gives the original's states on those of some
-    indices (n,), float32 (n, T, hidden). `state` is a file by which an interrupted run goes on. `progress` gets the steps
-    that are done and the divergence of the last one, in nats a token. The coded model lies on `device`.
+    indices (n,), float32 (n, T, hidden). `state` is a file by which an interrupted run goes on.
+    `progress` gets the steps that are done and the divergence of the last one, in nats a token. The
+    coded model lies on `device`.
     """
     student = Student(packed, device)
     scales, vectors = student.parameters()

@@ -100,18 +100,17 @@ def test_interrupted_tuning_goes_on_to_the_same_values(
     packed: PackedModel, teacher: torch.Tensor, tmp_path: Path
 ) -> None:
     recipe = Recipe(steps=24)
-    whole = tune(packed, windows(), teacher.__getitem__, recipe, tmp_path / "a", lambda step, loss: None)
+    inputs = (packed, windows(), teacher.__getitem__, recipe)
+    whole = tune(*inputs, tmp_path / "a", lambda step, loss: None)
 
     def stop(step: int, loss: float) -> None:
         if step == 17:
             raise _Stopped
 
     with pytest.raises(_Stopped):
-        tune(packed, windows(), teacher.__getitem__, recipe, tmp_path / "b", stop)
+        tune(*inputs, tmp_path / "b", stop)
     steps: list[int] = []
-    again = tune(
-        packed, windows(), teacher.__getitem__, recipe, tmp_path / "b", lambda step, loss: steps.append(step)
-    )
+    again = tune(*inputs, tmp_path / "b", lambda step, loss: steps.append(step))
     assert steps[0] == 11  # the state is written every ten steps
     assert sorted(again) == sorted(whole)
     assert all(np.array_equal(again[name], whole[name]) for name in whole)
