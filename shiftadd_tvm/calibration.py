@@ -20,6 +20,8 @@ from shiftadd_tvm.reference import ReferenceModel, WeightSource
 
 Array = np.ndarray
 
+_PARTS = 4  # of the rows of H: what lies right of the diagonal's block of each is not computed
+
 
 class Calibration:
     """The activations of a model on calibration windows, from block to block."""
@@ -51,7 +53,7 @@ class Calibration:
         moments: dict[str, Tensor] = {}
         with self._watched(leaders, lambda path, x: _add_moments(moments, path, x)):
             self.pass_through(block)
-        return {path: (moment / self._tokens).cpu() for path, moment in moments.items()}
+        return {path: (_whole(moment) / self._tokens).cpu() for path, moment in moments.items()}
 
     @torch.no_grad()
     def pass_through(self, block: str) -> None:
@@ -87,8 +89,16 @@ class Calibration:
 
 
 def _add_moments(moments: dict[str, Tensor], path: str, x: Tensor) -> None:
-    rows = x.reshape(-1, x.shape[-1])
-    if path in moments:
-        moments[path].addmm_(rows.T, rows)
-    else:
-        moments[path] = rows.T @ rows
+    """Add x' x, of which the blocks on and below the diagonal are computed."""
+    rows, width = x.reshape(-1, x.shape[-1]), x.shape[-1]
+    if path not in moments:
+        moments[path] = torch.zeros(width, width, device=x.device)
+    step = -(-width // _PARTS)
+    for start in range(0, width, step):
+        stop = min(start + step, width)
+        moments[path][start:stop, :stop].addmm_(rows[:, start:stop].T, rows[:, :stop])
+
+
+def _whole(moment: Tensor) -> Tensor:
+    """Return the symmetric matrix whose lower triangle is that of `moment`."""
+    return moment.tril() + moment.tril(-1).T

@@ -5,7 +5,7 @@ their rounding to sums of powers of two as if it were not there (straight-throug
 the output is always that of the scales which will be stored.
 """
 
-import math
+import functools
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from shiftadd_tvm.powers import decode_terms
 from shiftadd_tvm.separable_feedback import round_terms
 
 Array = np.ndarray
+
+_WHOLE_BLOCK = 64  # of the transform that is one product: larger ones are faster as two
 
 
 class Rotated(torch.nn.Module):
@@ -68,12 +70,16 @@ def straight_through(scale: Tensor, terms: int) -> Tensor:
 
 def hadamard(x: Tensor, block: int) -> Tensor:
     """Return the orthonormal Walsh-Hadamard transform of each run of `block` = 4^k entries of
-    x (..., K), as two products by a matrix of 2^k: H(4^k) is the Kronecker square of H(2^k)."""
-    root = math.isqrt(block)
-    matrix = torch.from_numpy(bcq.hadamard(np.eye(root, dtype=np.float32), root)).to(x.device)
-    inner = (x.reshape(-1, root) @ matrix).reshape(-1, root, root)
-    outer = (inner.transpose(1, 2).reshape(-1, root) @ matrix).reshape(-1, root, root)
-    return outer.transpose(1, 2).reshape(x.shape)
+    x (..., K), as one product by a matrix, or two: H(a b) is the Kronecker product of H(a), H(b)."""
+    inner = min(block, _WHOLE_BLOCK)
+    runs = (x.reshape(-1, inner) @ _matrix(inner).to(x.device)).reshape(-1, block // inner, inner)
+    rotated = runs if inner == block else _matrix(block // inner).to(x.device) @ runs
+    return rotated.reshape(x.shape)
+
+
+@functools.cache
+def _matrix(size: int) -> Tensor:
+    return torch.from_numpy(bcq.hadamard(np.eye(size, dtype=np.float32), size))
 
 
 def codes_of(weight: bcq.BCQWeight) -> Tensor:

@@ -46,7 +46,7 @@ def teacher(source: Path) -> torch.Tensor:
     return ReferenceModel(open_checkpoint(source)).hidden(windows()).clone()
 
 
-@pytest.mark.parametrize("block", [4, 16, 64, 256])
+@pytest.mark.parametrize("block", [4, 16, 64, 256, 1024, 4096])
 def test_hadamard_is_that_of_the_representation(block: int) -> None:
     x = torch.randn(3, 2 * block)
     expected = bcq.hadamard(x.numpy().astype(np.float64), block)
