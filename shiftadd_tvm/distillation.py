@@ -10,7 +10,7 @@ is small, and written every few steps, so that an interrupted run goes on to the
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,35 +79,41 @@ class Adam:
             parameter.grad = None
 
 
-def divergence(student: Tensor, teacher: Tensor, head: Tensor, cap: float = 0.0) -> float:
-    """Return the mean KL, in nats, of states (n, hidden) against the original's; `cap` is the soft cap
-    of logits, 0 for none."""
-    parts = _distributions(student, teacher, head, cap)
-    return sum(float((likely * (w - f)).sum()) for _, _, f, w, likely in parts) / len(student)
+def divergences(
+    students: Sequence[Tensor], teacher: Tensor, head: Tensor, cap: float = 0.0
+) -> list[float]:
+    """Return the mean KL, in nats, of each of the states (n, hidden) against the original's; `cap` is the
+    soft cap of logits, 0 for none."""
+    totals = [0.0] * len(students)
+    for part in _parts(len(teacher), head):
+        wanted = torch.log_softmax(soft_cap(teacher[part] @ head.T, cap), 1)
+        likely = wanted.exp()
+        for index, student in enumerate(students):
+            found = torch.log_softmax(soft_cap(student[part] @ head.T, cap), 1)
+            totals[index] += float((likely * (wanted - found)).sum())
+    return [total / len(teacher) for total in totals]
 
 
 def divergence_and_gradient(
     student: Tensor, teacher: Tensor, head: Tensor, cap: float = 0.0
 ) -> tuple[float, Tensor]:
-    """Return `divergence` and its gradient by the states of `student`, same shape."""
+    """Return what `divergences` does of one, and its gradient by the states of `student`, same shape."""
     gradient, total = torch.empty_like(student), 0.0
-    for part, logits, found, wanted, likely in _distributions(student, teacher, head, cap):
+    for part in _parts(len(student), head):
+        wanted = torch.log_softmax(soft_cap(teacher[part] @ head.T, cap), 1)
+        likely = wanted.exp()
+        logits = soft_cap(student[part] @ head.T, cap)
+        found = torch.log_softmax(logits, 1)
         total += float((likely * (wanted - found)).sum())
         gradient[part] = uncapped(found.exp_().sub_(likely), logits, cap) @ head
     return total / len(student), gradient / len(student)
 
 
-def _distributions(
-    student: Tensor, teacher: Tensor, head: Tensor, cap: float
-) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-    """Yield, a few rows at a time, the rows, the student's logits, the logarithms of its probabilities
-    and of the original's, and these themselves."""
+def _parts(rows: int, head: Tensor) -> Iterator[slice]:
+    """Yield runs of rows whose logits exist together."""
     step = min(_HEAD_ROWS, max(1, _HEAD_LOGITS // len(head)))
-    for start in range(0, len(student), step):
-        part = slice(start, start + step)
-        logits = soft_cap(student[part] @ head.T, cap)
-        wanted = torch.log_softmax(soft_cap(teacher[part] @ head.T, cap), 1)
-        yield part, logits, torch.log_softmax(logits, 1), wanted, wanted.exp()
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 def schedule(recipe: Recipe, windows: int) -> Iterator[tuple[int, Array, float]]:

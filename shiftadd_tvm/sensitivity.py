@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from shiftadd_tvm import families
-from shiftadd_tvm.distillation import divergence
+from shiftadd_tvm.distillation import divergences
 from shiftadd_tvm.reference import ReferenceModel, WeightSource
 
 Array = np.ndarray
@@ -78,8 +78,12 @@ class Sensitivity:
                 self._hidden = self._run(block, self._hidden)
             self._next += 1
             report(block)
-        ends, head = self._to_the_end(variants, self._next, report), self._reference.head()
-        return {name: max(0.0, self._divergence(ends.pop(name), head)) for name in list(ends)}
+        ends = self._to_the_end(variants, self._next, report)
+        names = list(ends)
+        compared = [_compared(ends.pop(name)) for name in names]
+        head, cap = self._reference.head(), self._decoder.logit_cap
+        losses = divergences(compared, _compared(self._states), head, cap)
+        return {name: max(0.0, loss) for name, loss in zip(names, losses, strict=True)}
 
     def _skip_to(self, block: str) -> None:
         while self._blocks[self._next] != block:
@@ -116,6 +120,7 @@ class Sensitivity:
         finally:
             module.weight = kept
 
-    def _divergence(self, states: Tensor, head: Tensor) -> float:
-        flat = lambda part: part[:, ::SKIP].reshape(-1, part.shape[-1])
-        return divergence(flat(states), flat(self._states), head, self._decoder.logit_cap)
+
+def _compared(states: Tensor) -> Tensor:
+    """Return the states (n, hidden) of the tokens that are compared, of states (W, T, hidden)."""
+    return states[:, ::SKIP].reshape(-1, states.shape[-1])

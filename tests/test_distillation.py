@@ -74,7 +74,8 @@ def test_divergence_and_its_gradient_are_autograds() -> None:
     loss = (wanted.exp() * (wanted - found)).sum(1).mean()
     loss.backward()
     value, gradient = distillation.divergence_and_gradient(student.detach(), teacher, head)
-    assert distillation.divergence(student.detach(), teacher, head) == value
+    both = [student.detach(), teacher]
+    assert distillation.divergences(both, teacher, head) == [value, 0.0]
     assert value == pytest.approx(loss.item(), rel=1e-5)
     assert student.grad is not None
     torch.testing.assert_close(gradient, student.grad, rtol=1e-4, atol=1e-6)
