@@ -22,6 +22,7 @@ SLABS = 4  # of states: what enters a block and leaves it, and what is computed 
 WINDOW = 512  # tokens that are tuned on together
 PER_COMPARED_WEIGHT = 8  # of a block: as it is, and coded
 PER_TUNED_WEIGHT = 4
+LEFT = 300_000_000  # what earlier stages leave in the heap while a model is tuned
 PER_CACHED = 6  # of keys and values of a text that is written: they grow by copies, which leave holes
 PER_ACTIVATION = 4 * 4  # kept for the way back, with what is computed from it
 
@@ -47,7 +48,7 @@ def peak(decoder: Decoder, settings: QuantizeSettings, *, spill: bool = False) -
         block = sum(math.prod(shape) for shape in shapes.values())
         walk = max(walk, variants + block * PER_COMPARED_WEIGHT + head * PER_HEAD_WEIGHT)
     coding = GROUPS * (layer * PER_CODED_WEIGHT + inputs**2 * PER_MOMENT)
-    tuning = _tuning(decoder, states) if settings.steps else 0
+    tuning = _tuning(decoder) if settings.steps else 0
     writing = _writing(decoder, settings.own_tokens) if settings.own_tokens else 0
     return BASE + max(plain, walk, coding, tuning, writing)
 
@@ -97,12 +98,12 @@ def _writing(decoder: Decoder, tokens: int) -> int:
     return 4 * (_weights(decoder) + head) + PER_CACHED * cached
 
 
-def _tuning(decoder: Decoder, states: int) -> int:
+def _tuning(decoder: Decoder) -> int:
     weights = _weights(decoder)
     head = decoder.vocabulary * decoder.width
     blocks = -(-decoder.layers // WHOLE_BLOCKS) + 1  # that are kept whole, and the one on the way
     activations = blocks * _activations(decoder, 1)
-    return weights * PER_TUNED_WEIGHT + head * PER_HEAD_WEIGHT + activations + states
+    return weights * PER_TUNED_WEIGHT + head * PER_HEAD_WEIGHT + activations + LEFT
 
 
 def _activations(decoder: Decoder, windows: int) -> int:

@@ -6,6 +6,7 @@ from shiftadd_tvm.settings import QuantizeSettings
 
 # What `stage_work` was measured on: the weights of SmolLM2-135M's linears, and processors.
 MEASURED_WEIGHTS, MEASURED_CORES = 106_168_320, 2
+OWN_RATE = 200  # tokens a second that it writes itself
 DATA_FREE_RATE = 5e6  # weights a second, by one core: 5.4 on examples/big_model.py, all included
 
 
@@ -15,10 +16,10 @@ def stage_work(settings: QuantizeSettings) -> dict[str, float]:
         return {"code": 1.0, "end": 0.0}
     amounts = settings.amounts
     return {
-        "measure": settings.tokens / 600,
+        "measure": settings.tokens / 570 + settings.own_tokens / OWN_RATE,
         "allocate": _comparison(amounts) if settings.measures_losses else 0.0,
-        "code": 8.0 * (amounts.rounds + 1),
-        "tune": 1.2 * settings.steps,
+        "code": 20.0 * (amounts.rounds + 1),
+        "tune": 2.1 * settings.steps,
         "end": 0.0,
     }
 
