@@ -23,6 +23,7 @@ from shiftadd_tvm.accuracy.harness import Harness
 from shiftadd_tvm.accuracy.rows import Row, digest
 from shiftadd_tvm.benchmark.tables import table
 from shiftadd_tvm.checkpoint import open_checkpoint
+from shiftadd_tvm.effort import EFFORTS
 from shiftadd_tvm.errors import ShiftAddError, UnsupportedError
 from shiftadd_tvm.runtime.text import Tokenizer
 
@@ -146,7 +147,7 @@ def parse() -> argparse.Namespace:
     add("--model", type=Path, help="a checkpoint (default: SmolLM2-135M-Instruct)")
     add("--text", type=Path, help="what is scored (default: the Wikipedia test text)")
     add("--calib", type=Path, help="calibration (default: the Wikipedia calibration text)")
-    add("--calib-tokens", type=int, default=131072)
+    add("--calib-tokens", type=int, default=EFFORTS["normal"].tokens)
     add("--methods", default="", help=f"some of {', '.join(method.find())} (all); or none")
     add("--bits", type=lambda text: [int(w) for w in words(text)], default=[2, 3, 4], help="2,3,4")
     add("--our-bits", default="2,2.2,2.5,3,4", help="of ours, to be made (2,2.2,2.5,3,4); or none")

@@ -86,10 +86,10 @@ def divergences(
     soft cap of logits, 0 for none."""
     totals = [0.0] * len(students)
     for part in _parts(len(teacher), head):
-        wanted = torch.log_softmax(soft_cap(teacher[part] @ head.T, cap), 1)
+        wanted = _log_probabilities(teacher[part], head, cap)
         likely = wanted.exp()
         for index, student in enumerate(students):
-            found = torch.log_softmax(soft_cap(student[part] @ head.T, cap), 1)
+            found = _log_probabilities(student[part], head, cap)
             totals[index] += float((likely * (wanted - found)).sum())
     return [total / len(teacher) for total in totals]
 
@@ -100,13 +100,17 @@ def divergence_and_gradient(
     """Return what `divergences` does of one, and its gradient by the states of `student`, same shape."""
     gradient, total = torch.empty_like(student), 0.0
     for part in _parts(len(student), head):
-        wanted = torch.log_softmax(soft_cap(teacher[part] @ head.T, cap), 1)
+        wanted = _log_probabilities(teacher[part], head, cap)
         likely = wanted.exp()
         logits = soft_cap(student[part] @ head.T, cap)
         found = torch.log_softmax(logits, 1)
         total += float((likely * (wanted - found)).sum())
         gradient[part] = uncapped(found.exp_().sub_(likely), logits, cap) @ head
     return total / len(student), gradient / len(student)
+
+
+def _log_probabilities(states: Tensor, head: Tensor, cap: float) -> Tensor:
+    return torch.log_softmax(soft_cap(states @ head.T, cap), 1)
 
 
 def _parts(rows: int, head: Tensor) -> Iterator[slice]:
