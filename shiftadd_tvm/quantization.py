@@ -107,7 +107,7 @@ def quantize(
     golden.check_config(checkpoint.config)
     tokenizer = checkpoint.tokenizer_files()
     # now, since the golden logits come last: a tokenizer of another model is found before the work
-    golden.prompt_ids(tokenizer.get("tokenizer.json"), layout.decoder.vocabulary)
+    golden.prompt_ids(tokenizer, layout.decoder.vocabulary)
     identity = _identity(checkpoint, settings)
     with staged(Path(output), GOLDEN, force=force, keep_on_failure=True) as folder:
         finished = FinishedShards(folder, identity, resume)
@@ -303,7 +303,7 @@ class _Run:
             (self.folder / name).write_bytes(content)
         self.stages.report("end", 1.0, "golden logits")
         model = PackedModel(self.folder, golden=False)
-        computed = golden.compute(model, self.tokenizer.get("tokenizer.json"))
+        computed = golden.compute(model, self.tokenizer)
         packed_writer.write_golden(self.folder, computed)
         PackedModel(self.folder)
         self.stages.report("end", 1.0, "publishing")

@@ -12,7 +12,7 @@ import torch
 import transformers
 from models import save_tiny
 
-from shiftadd_tvm import calibration_text, dataset_text, families, reference
+from shiftadd_tvm import calibration_text, dataset_text, families, golden, reference
 from shiftadd_tvm.calibration import Calibration
 from shiftadd_tvm.checkpoint import open_checkpoint
 from shiftadd_tvm.checkpoint_base import Checkpoint
@@ -96,6 +96,8 @@ def test_windows_begin_as_texts_do(tmp_path: Path, begins: bool) -> None:
     ):
         assert data.windows.shape == (4, 32) and data.description["tokens"] == 128
         assert (data.windows[:, 0] == bos).all() == begins
+    prompts = golden.prompt_ids(checkpoint.tokenizer_files(), 259)
+    assert prompts.shape == (4, 16) and (prompts[:, 0] == bos).all() == begins
 
 
 def test_json_lines_give_their_texts(tmp_path: Path) -> None:
