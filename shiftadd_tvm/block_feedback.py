@@ -16,7 +16,7 @@ from torch import Tensor
 
 from shiftadd_tvm import bcq, block_fit, powers
 from shiftadd_tvm.coordinate_descent import sweep
-from shiftadd_tvm.error_feedback import Feedback, block_order, output_error
+from shiftadd_tvm.error_feedback import Feedback, block_order
 from shiftadd_tvm.settings import QuantizeSettings
 
 Array = np.ndarray
@@ -28,7 +28,7 @@ class Coded:
 
     planes: Array  # bool (bits, N, K)
     scales: bcq.BlockScales
-    output_error: float  # tr(dW H dW') / tr(W H W')
+    dense: Tensor  # the weights that codes and scales give, float32 (N, K)
 
     def pack(self, settings: QuantizeSettings) -> tuple[Array, bcq.BlockScales]:
         """Return planes and scales as a weight holds them."""
@@ -69,9 +69,7 @@ def _fit_one(
     coded = feedback.quantize(matrix, blocks.round, blocks.fit, blocks.columns)
     for _ in range(rounds):
         coded = sweep(matrix, coded, hessian, feedback.order, blocks.round)
-    energy = output_error(matrix, hessian).sum().clamp_min(1e-30)
-    error = float(output_error(coded - matrix, hessian).sum() / energy)
-    return Coded(blocks.planes(coded), blocks.scales(), error)
+    return Coded(blocks.planes(coded), blocks.scales(), coded)
 
 
 class _Blocks:

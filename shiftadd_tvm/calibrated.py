@@ -54,7 +54,7 @@ R = TypeVar("R")
 # by which one bit more multiplies the expected loss: between 2, 3 and 4 bits of SmolLM2-135M's linears
 # its logarithm is -1.20, with a deviation of 0.06 from linear to linear
 LOSS_PER_BIT = 0.30
-METHOD = 3  # to be raised when what an interrupted run left comes to mean something else
+METHOD = 4  # to be raised when what an interrupted run left comes to mean something else
 WORKERS = 2  # groups that are coded together: each holds its matrices and the factor of its H
 _WINDOWS, _STATES, _DATA = "windows.safetensors", "states.safetensors", "data.json"
 _ENERGIES, _COSTS = "energies.json", "costs.json"

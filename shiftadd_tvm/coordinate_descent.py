@@ -15,9 +15,7 @@ from torch import Tensor
 from shiftadd_tvm.error_feedback import RoundColumn
 
 _BLOCK = 32  # columns that move before the others hear of it
-DAMPING = (
-    0.05  # of the mean diagonal: H is an estimate, which sweeps would otherwise fit too closely
-)
+DAMPING = 0.02  # of the mean diagonal, so that hardly seen directions count a little
 _TINY = 1e-30  # in the place of H[k, k] of an input that is always 0: its column stays
 
 

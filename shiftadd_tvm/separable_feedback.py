@@ -24,7 +24,7 @@ from torch import Tensor
 from shiftadd_tvm import bcq, powers
 from shiftadd_tvm.bcq import SeparableScales
 from shiftadd_tvm.coordinate_descent import sweep
-from shiftadd_tvm.error_feedback import Feedback, RoundColumn, output_error
+from shiftadd_tvm.error_feedback import Feedback, RoundColumn
 from shiftadd_tvm.separable_fit import GAUSSIAN, encode, levels_of
 from shiftadd_tvm.settings import QuantizeSettings
 
@@ -43,7 +43,11 @@ class Coded:
     columns: Tensor  # s, float32 (K,)
     planes: Tensor  # c, float32 (bits,), descending
     exponent: int  # the true weights are 2^exponent times what r, s and c give
-    output_error: float  # tr(dW H dW') / tr(W H W')
+
+    @property
+    def dense(self) -> Tensor:
+        """The weights that codes and scales give, float32 (N, K)."""
+        return self.codes * self.columns * self.rows[:, None] * 2.0**self.exponent
 
     @property
     def levels(self) -> Tensor:
@@ -213,8 +217,6 @@ class _Stack:
 
     def results(self) -> list[Coded]:
         """Return each matrix by itself."""
-        difference = self.codes * self.columns * self.rows[:, None] - self.weights
-        errors = output_error(difference, self.hessian)
         return [
             Coded(
                 codes=self.codes[part],
@@ -222,7 +224,6 @@ class _Stack:
                 columns=self.columns,
                 planes=planes,
                 exponent=exponent,
-                output_error=float(errors[part].sum() / self.energy[part].sum().clamp_min(1e-30)),
             )
             for part, planes, exponent in zip(self.parts, self.planes, self.exponents, strict=True)
         ]
