@@ -78,6 +78,13 @@ def output_error(difference: Tensor, hessian: Tensor) -> Tensor:
     return ((difference @ hessian) * difference).sum(1)
 
 
+def relative_output_error(weights: Tensor, found: Tensor, hessian: Tensor) -> float:
+    """Return tr(dW H dW') / tr(W H W') of `found` in the place of `weights`, both (N, K)."""
+    error = float(output_error(found - weights, hessian).sum())
+    energy = float(output_error(weights, hessian).sum())
+    return error / energy if energy else 0.0
+
+
 def _factor(hessian: Tensor, damping: float) -> Tensor:
     """Return the upper Cholesky factor of the inverse of the damped `hessian`, float64."""
     mean = hessian.diagonal().mean()

@@ -102,19 +102,13 @@ class Harness:
             with one_thread(), torch.inference_mode():
                 made = method.quantize(weights, hessian, bits)
             seconds = time.process_time() - begin
-            error = _relative_error(weights, made.weights, hessian)
+            error = error_feedback.relative_output_error(weights, made.weights, hessian)
             note = [weights.numel(), made.bits, seconds, error]
             replaced.put(linear, made.weights.numpy(), note)
 
     def _perplexity(self, source: WeightSource) -> float:
         scores = ReferenceModel(source).score(self._windows)
         return evaluation.summarize(scores, len(self._windows)).perplexity
-
-
-def _relative_error(weights: Tensor, found: Tensor, hessian: Tensor) -> float:
-    error = float(error_feedback.output_error(found - weights, hessian).sum())
-    energy = float(error_feedback.output_error(weights, hessian).sum())
-    return error / energy if energy else 0.0
 
 
 def _summarize(

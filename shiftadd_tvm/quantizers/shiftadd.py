@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from shiftadd_tvm import bcq, block_feedback, separable_feedback
-from shiftadd_tvm.error_feedback import output_error
+from shiftadd_tvm.error_feedback import relative_output_error
 from shiftadd_tvm.quantizers.alternating import make_rotation
 from shiftadd_tvm.settings import QuantizeSettings
 
@@ -48,8 +48,7 @@ class RotatedGroup:
         self._settings = settings
         self._rotation = make_rotation(matrices[0].shape[1], settings)
         self._matrices = [torch.from_numpy(_rotate(m, self._rotation)) for m in matrices]
-        self._measured = hessian
-        self._energies = [_output_error(torch.from_numpy(m), hessian) for m in matrices]
+        self._given, self._measured = [torch.from_numpy(m) for m in matrices], hessian
         moments = _rotate(_rotate(_shrunk(hessian).numpy(), self._rotation).T, self._rotation)
         self._hessian = torch.from_numpy(moments)
         separable = settings.scale_format == "separable"
@@ -74,10 +73,9 @@ class RotatedGroup:
         return self._errors(self._fit(bits, None, 0))
 
     def _errors(self, fitted: Sequence[Coded]) -> list[float]:
-        pairs = zip(fitted, self._matrices, strict=True)
-        differences = (self._unrotate(one.dense - matrix) for one, matrix in pairs)
-        errors = (_output_error(difference, self._measured) for difference in differences)
-        return [e / max(energy, 1e-30) for e, energy in zip(errors, self._energies, strict=True)]
+        found = [self._unrotate(one.dense) for one in fitted]
+        pairs = zip(self._given, found, strict=True)
+        return [relative_output_error(given, one, self._measured) for given, one in pairs]
 
     def _unrotate(self, rotated: Tensor) -> Tensor:
         if self._rotation is None:
@@ -118,10 +116,6 @@ def quantize(
 def _shrunk(moments: Tensor) -> Tensor:
     """Return moments (K, K) of which those of different inputs are less."""
     return torch.lerp(moments, moments.diagonal().diag(), SHRINKAGE)
-
-
-def _output_error(difference: Tensor, moments: Tensor) -> float:
-    return float(output_error(difference, moments).sum())
 
 
 def _rotate(values: Array, rotation: bcq.Rotation | None) -> Array:
