@@ -18,6 +18,18 @@ from shiftadd_tvm.cli import run_command
 COMMAND = [sys.executable, "-m", "shiftadd_tvm"]
 
 
+def finished(
+    words: Sequence[object], stdin: str = "", **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Return a finished program with what it printed as it is: text mode would make \\r a \\n.
+
+    A tiny model writes any character, so what it prints is compared byte for byte.
+    """
+    child = subprocess.run([*map(str, words)], input=stdin.encode(), capture_output=True, **options)
+    said = child.stdout.decode(), child.stderr.decode()
+    return subprocess.CompletedProcess(child.args, child.returncode, *said)
+
+
 def call(
     *arguments: object, cwd: Path | None = None, stdin: str = "", file_limit: int | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -26,16 +38,8 @@ def call(
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))  # type: ignore[arg-type]
 
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        cwd=cwd,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        preexec_fn=limit if file_limit else None,
-    )
+    more = {"preexec_fn": limit} if file_limit else {}
+    return finished([*COMMAND, *arguments], stdin, cwd=cwd, timeout=300, **more)
 
 
 def call_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:

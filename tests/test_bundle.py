@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from command import call as command
+from command import finished
 from conftest import CALIBRATION, Tiny
 from tokenizers import Tokenizer
 
@@ -55,7 +56,7 @@ def call(*words: object, **more: str) -> str:
     """Return what a program prints; a failure shows all that it said."""
     # an idle thread sleeps soon: where processes outnumber processors, a yield takes long
     environment = {**os.environ, "TVM_THREAD_POOL_SPIN_COUNT": "10", **more}
-    child = subprocess.run([*map(str, words)], capture_output=True, text=True, env=environment)
+    child = finished(words, env=environment)
     assert child.returncode == 0, f"{words}\n{child.stdout}\n{child.stderr}"
     return child.stdout
 
@@ -205,9 +206,7 @@ def test_every_function_of_the_text_header(bundle: Path, tmp_path: Path) -> None
 def test_chat_streams_answers(programs: Path, bundle: Path) -> None:
     words = [programs / "chat", bundle, "7"]
     environment = {**os.environ, "TVM_THREAD_POOL_SPIN_COUNT": "10"}
-    talk = lambda: subprocess.run(
-        words, input="hi\n", capture_output=True, text=True, env=environment, check=True
-    )
+    talk = lambda: finished(words, "hi\n", env=environment, check=True)
     first = talk().stdout
     assert first.startswith("> ") and len(first) > 20 and first == talk().stdout
 
