@@ -75,7 +75,7 @@ def compile_model(
     logs = open_logs(backend.name, settings.tuning_log)
     if settings.package:
         progress("preparing libraries")
-        packaging.prepare(settings.package, backend.machine)
+        packaging.prepare(settings.package, backend.machine, backend.device)
     with (
         tempfile.TemporaryDirectory() as kept,
         staged(output, artifact.MANIFEST, force=force) as folder,
@@ -152,13 +152,10 @@ def check_context(positions: int, wanted: int | None) -> int:
 
 def _check_device(backend: Backend, settings: CompileSettings) -> None:
     """Raise `UnsupportedError` without the compiler of a GPU, `UsageError` for what it cannot have."""
-    if not backend.device:
-        return
-    if settings.cache != artifact.CACHES[0]:
+    if backend.device and settings.cache != artifact.CACHES[0]:
         raise UsageError(f"--cache {settings.cache} is for processors only, so far; leave it out.")
-    toolkit.find()
-    if settings.package:
-        raise UsageError(f"--{settings.package} is for processors only; leave it out for a GPU.")
+    if backend.device:
+        toolkit.find()
 
 
 def _library(

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from shiftadd_tvm.errors import OutputError, UnsupportedError
 from shiftadd_tvm.files import sha256, user_cache
 
 RUNTIME, EXTRA, FFI = "libtvm_runtime.so", "libtvm_runtime_extra.so", "libtvm_ffi.so"
+CUDA = "libtvm_runtime_cuda.so"
 PINS = "runtime_wheels.json"
 # One wheel for everybody: ffi's libraries do not depend on the Python that a wheel is for.
 WHEEL_OF = ("--implementation", "cp", "--python-version", "3.11", "--abi", "cp311")
@@ -38,7 +39,8 @@ def find(machine: str) -> dict[str, Path]:
     cache cannot be written.
     """
     if machine == cpu.machine():
-        return {path.name: path for path in _installed()}
+        where = {RUNTIME: "tvm", EXTRA: "tvm", FFI: "tvm_ffi"}
+        return {name: _installed(package, name) for name, package in where.items()}
     pins = _pins(machine)
     folder = cache_folder(machine, pins)
     if not _whole(folder, pins):
@@ -52,18 +54,21 @@ def cache_folder(machine: str, pins: Pins) -> Path:
     return user_cache() / "runtime_libraries" / f"{machine}-{versions}"
 
 
-def _installed() -> Iterator[Path]:
-    for package, names in (("tvm", (RUNTIME, EXTRA)), ("tvm_ffi", (FFI,))):
-        spec = importlib.util.find_spec(package)
-        folders = list(spec.submodule_search_locations or []) if spec else []
-        for name in names:
-            found = [path for f in folders if (path := Path(f) / "lib" / name).is_file()]
-            if not found:
-                raise UnsupportedError(
-                    f"TVM's {name} was not found in the installed package {package}; install "
-                    f"apache-{package.replace('_', '-')} (shiftadd-tvm doctor)."
-                )
-            yield found[0]
+def find_cuda() -> Path:
+    """Return TVM's runtime for CUDA, of this machine; raise `UnsupportedError` without one."""
+    return _installed("tvm", CUDA)
+
+
+def _installed(package: str, name: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    found = [path for f in folders if (path := Path(f) / "lib" / name).is_file()]
+    if not found:
+        raise UnsupportedError(
+            f"TVM's {name} was not found in the installed package {package}; install "
+            f"apache-{package.replace('_', '-')} (shiftadd-tvm doctor)."
+        )
+    return found[0]
 
 
 def _pins(machine: str) -> Pins:

@@ -2,17 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import finished
 from conftest import Tiny
 from cuda_emulation import Emulator
 from models import save_tiny
 
-from shiftadd_tvm import backend, diagnosis
+from shiftadd_tvm import backend, diagnosis, runtime_libraries
 from shiftadd_tvm.artifact import LIBRARY, Artifact
 from shiftadd_tvm.compile_settings import CompileSettings
 from shiftadd_tvm.compiler import CompileReport, compile_model
@@ -20,15 +22,18 @@ from shiftadd_tvm.cuda import codegen, driver, nvrtc, toolkit
 from shiftadd_tvm.errors import OutputError, ShiftAddError, UnsupportedError, UsageError
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.quantization import quantize
+from shiftadd_tvm.sdk import gpu
 from shiftadd_tvm.settings import QuantizeSettings
+
+GREEDY = ("--max-new-tokens", "6", "--temperature", "0")
 
 
 class Built:
-    """A model for sm_90, its kernels in emulation, and what compiling it left behind."""
+    """A bundle for sm_90, its kernels in emulation, and what compiling it left behind."""
 
     def __init__(self, packed: Path, folder: Path) -> None:
         self.artifact, self.dump = folder / "app", folder / "dump"
-        settings = CompileSettings(sequences=1, dump_ir=self.dump)
+        settings = CompileSettings(sequences=1, dump_ir=self.dump, package="bundle")
         target = backend.load("cuda-sm90")
         self.report: CompileReport = compile_model(
             open_packed(packed), self.artifact, target, settings, version="test"
@@ -95,6 +100,40 @@ def test_scales_of_row_groups_on_the_emulated_gpu(tmp_path: Path) -> None:
 def test_sequences_on_the_emulated_gpu(built: Built) -> None:
     child = built.run(str(Path(__file__).with_name("cuda_sessions.py")), str(built.artifact))
     assert (child.returncode, child.stdout) == (0, "equal\n"), child.stderr
+
+
+def test_a_program_has_all_it_needs_beside_it_but_the_driver(
+    built: Built, tmp_path: Path
+) -> None:
+    """A bundle that was moved, in C++: its tokens are those of Python's host; then without a library."""
+    moved = shutil.copytree(built.artifact, tmp_path / "moved app")
+    libraries = {path.name for path in (moved / "lib").glob("*.so*")}
+    assert libraries >= {runtime_libraries.CUDA, toolkit.RUNTIME}
+    assert set(Artifact(moved).manifest["bundle"]["files"]) >= {f"lib/{n}" for n in libraries}
+    assert any((moved / "licenses" / gpu.PACKAGE).iterdir())
+    program = tmp_path / "generate"
+    folders = (f"-I{moved / 'include'}", f"-L{moved / 'lib'}", f"-Wl,-rpath,{moved / 'lib'}")
+    source = Path(__file__).parent.parent / "examples" / "cpp" / "generate.cpp"
+    build = ("c++", "-std=c++17", str(source), *folders, "-l:libshiftadd.so.0", "-o", str(program))
+    subprocess.run(build, check=True)
+    environment = built.emulator.environment(built.kernels)
+    words = (str(program), str(moved), "Once upon", "6")
+    found = finished(words, env=environment)
+    verb = ("-m", "shiftadd_tvm", "run", "--json", str(moved), "--prompt", "Once upon", *GREEDY)
+    expected = built.run(*verb)
+    assert found.returncode == 0 and found.stdout == json.loads(expected.stdout)["text"], found.stderr
+    (moved / "lib" / runtime_libraries.CUDA).unlink()
+    lacking = finished(words, env=environment)
+    assert lacking.returncode == UnsupportedError.exit_code and runtime_libraries.CUDA in lacking.stderr
+
+
+def test_a_single_library_is_for_processors(tiny: Tiny, tmp_path: Path) -> None:
+    settings = CompileSettings(package="single-library")
+    with pytest.raises(UsageError, match=r"--single-library is for processors only.* --bundle"):
+        compile_model(
+            open_packed(tiny.packed), tmp_path / "app", backend.load("cuda"), settings, version="t"
+        )
+    assert not list(tmp_path.iterdir())
 
 
 LACKS = "this machine lacks a GPU"

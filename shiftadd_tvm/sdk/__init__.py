@@ -1,8 +1,9 @@
 """What a program in C or C++ needs to embed a model: libraries, headers, and how build tools find them.
 
     include/shiftadd/           shiftadd.h, shiftadd.hpp, shiftadd_text.h, shiftadd_text.hpp
-    lib/libshiftadd.so.N        and the two runtime libraries of TVM, which it opens beside itself; or, of
-                                a single library, libshiftadd.a, with model.so above
+    lib/libshiftadd.so.N        and the two runtime libraries of TVM, which it opens beside itself (for a
+                                GPU also those of `gpu.py`); or, of a single library, libshiftadd.a,
+                                with model.so above
     bin/shiftadd-rpc-server     for boards that run no Python: `tune --rpc`, `verify --rpc` (bundles only)
     lib/cmake/shiftadd/         find_package(shiftadd CONFIG)
     lib/pkgconfig/shiftadd.pc
@@ -29,7 +30,7 @@ from shiftadd_tvm.toolchain import find_compiler
 TEMPLATES = Path(__file__).parent / "templates"
 PROCESSORS = {"x86_64": "x86_64|AMD64|amd64", "aarch64": "aarch64|arm64"}  # as CMake names them
 PACKAGES = ("shiftadd-tvm", "apache-tvm", "apache-tvm-ffi")
-# not those of code for GPUs, which no bundle holds
+# not those of kernels that TVM's wheel has in other libraries
 LICENSE = re.compile(r"(LICENSE|NOTICE)(\.(builtin_fp16|libflash_attn)\.txt)?")
 ARCHIVE = "libshiftadd.a"
 TARGET = """\

@@ -9,8 +9,9 @@ from typing import Any
 
 from shiftadd_tvm import artifact, sdk, static_runtime
 from shiftadd_tvm.compile_settings import PACKAGES
+from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.files import compact_json, sha256
-from shiftadd_tvm.sdk import host, single
+from shiftadd_tvm.sdk import gpu, host, single
 from shiftadd_tvm.toolchain import ZIG, find_compiler
 
 BUNDLE, SINGLE = PACKAGES
@@ -19,11 +20,18 @@ NOTHING = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}  # its code is
 Json = dict[str, Any]
 
 
-def prepare(kind: str | None, machine: str) -> None:
+def prepare(kind: str | None, machine: str, device: str = "") -> None:
     """Build what does not depend on the model, so that what is missing shows before the work.
 
-    Raises `UnsupportedError` or `OutputError`.
+    `device` is the architecture of a GPU, for which there are bundles only. Raises `UsageError`,
+    `UnsupportedError` or `OutputError`.
     """
+    if device and kind == SINGLE:
+        raise UsageError(
+            f"--{kind} is for processors only: CUDA's libraries are not linked in; make a --{BUNDLE}."
+        )
+    if device and kind == BUNDLE:
+        gpu.libraries()
     if kind == BUNDLE:
         sdk.prefix(machine)
     if kind == SINGLE:
@@ -42,6 +50,8 @@ def package(
     machine = manifest["target"]["machine"]
     if kind == BUNDLE:
         shutil.copytree(sdk.prefix(machine), folder, dirs_exist_ok=True)
+        if manifest["target"].get("device"):
+            gpu.add(folder)
         return {"bundle": {"kind": kind, "embedded": [], "files": sdk.records(folder)}}
     names = [name for name in manifest["files"] if _linked_in(name, embed)]
     own = {**manifest, "files": _own_files(manifest), "verified": verified}
