@@ -19,6 +19,7 @@ from tvm.tirx import IntImm, PrimFunc
 
 from shiftadd_tvm import artifact, chat_form, graph, parameters, pipeline, verification
 from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.captured_steps import is_captured
 from shiftadd_tvm.coded_tensors import CodedTensors
 from shiftadd_tvm.compile_settings import BATCHES, CompileSettings
 from shiftadd_tvm.cuda import codegen, toolkit
@@ -83,7 +84,7 @@ def compile_model(
         progress("building the graph")
         wanted = (settings.activations, settings.batches, settings.cache)
         module, found = relax_module(model, backend, *wanted)
-        signatures, held = _signatures(module), held_as(module, settings.activations)
+        signatures, held = _signatures(module, backend), held_as(module, settings.activations)
         progress("compiling kernels")
         path = folder / artifact.LIBRARY
         kernels = _library(module, backend, path, linker, settings.dump_ir, logs, Path(kept))
@@ -248,8 +249,8 @@ def files(folder: Path) -> dict[str, object]:
     return {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths}
 
 
-def _signatures(module: IRModule) -> dict[str, object]:
-    """Return the named input and output tensors of every exported function."""
+def _signatures(module: IRModule, backend: Backend) -> dict[str, object]:
+    """Return the named input and output tensors of every exported function, and what else it takes."""
     functions = {
         v.name_hint: f for v, f in module.functions_items() if isinstance(f, relax.Function)
     }
@@ -258,6 +259,7 @@ def _signatures(module: IRModule) -> dict[str, object]:
             "inputs": [tensor(p.name, p.ty) for p in function.params if is_tensor(p.ty)],
             "outputs": [tensor(RESULTS[name.partition("_b")[0]], function.ret_ty)],
             "parameters": len(function.params) > 0 and not is_tensor(function.params[-1].ty),
+            **({"captured": True} if backend.device and is_captured(name) else {}),
         }
         for name, function in sorted(functions.items())
     }

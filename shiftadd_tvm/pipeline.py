@@ -27,6 +27,7 @@ from tvm.tirx import PrimFunc
 
 from shiftadd_tvm import imported_operators
 from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.captured_steps import CaptureSteps
 from shiftadd_tvm.ops import OP
 from shiftadd_tvm.parameter_checks import DropParameterChecks
 from shiftadd_tvm.shared_tensors import ShareTensors
@@ -134,6 +135,7 @@ def lower(
         _dump(module, dump, "1-scheduled")
         module = module if backend.device else prepare(module)
         module = tvm.transform.Sequential([step() for step in PLAN])(module)
+        module = CaptureSteps()(module) if backend.device else module
         _dump(module, dump, "2-planned")
         module = tvm.transform.Sequential([step() for step in LOWER])(module)
         _dump(module, dump, "3-lowered")

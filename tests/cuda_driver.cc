@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <vector>
 
 static size_t used;
 static std::map<void*, size_t>& blocks() {
@@ -37,6 +38,7 @@ static int attribute(int which) {
 struct Entry {
   const char* name;
   void (*run)(void**);
+  int arguments;
 };
 typedef void (*Launch)(void (*)(void**), const unsigned*, const unsigned*, size_t, void**);
 // A module is the library of the kernels. Machine code says nothing of it, so the environment does; an
@@ -49,7 +51,33 @@ static Launch launch_of(void* library) { return (Launch)dlsym(library, "emulated
 struct Function {
   void (*run)(void**);
   Launch launch;
+  int arguments;
 };
+// A launch that a graph replays, with the values that its arguments had.
+struct Recorded {
+  const Function* kernel;
+  std::vector<unsigned> sizes;  // of the grid and of a block
+  size_t shared;
+  std::vector<unsigned long long> values;
+};
+struct Recording {
+  std::vector<Recorded> launches;
+};
+// Both libraries are made of this file: what they share is the driver's.
+struct Graphs {
+  Recording* recording;  // of the one stream that is captured: nothing else may be asked for meanwhile
+  int launched;
+};
+extern "C" Graphs emulated_graphs;
+Graphs emulated_graphs;
+static Graphs& graphs() {
+  static void* driver = dlopen("libcuda.so.1", RTLD_NOW);
+  return *(Graphs*)dlsym(driver, "emulated_graphs");
+}
+static bool refused_while_capturing(const char* what) {
+  if (graphs().recording) fprintf(stderr, "emulated GPU: %s while a stream is captured\n", what);
+  return graphs().recording != nullptr;
+}
 
 extern "C" {
 CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
@@ -76,7 +104,7 @@ CUresult cuModuleUnload(CUmodule) { return CUDA_SUCCESS; }
 CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
   const Entry* entry = (const Entry*)dlsym(module, "emulated_kernels");
   while (entry->name && strcmp(entry->name, name)) entry++;
-  *function = (CUfunction)new Function{entry->run, launch_of(module)};
+  *function = (CUfunction)new Function{entry->run, launch_of(module), entry->arguments};
   return entry->name ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
 }
 static CUresult run_kernel(CUfunction function, const unsigned* grid, const unsigned* block, size_t shared,
@@ -88,6 +116,15 @@ static CUresult run_kernel(CUfunction function, const unsigned* grid, const unsi
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** given, void**) {
   unsigned grid[] = {config->gridDimX, config->gridDimY, config->gridDimZ};
   unsigned block[] = {config->blockDimX, config->blockDimY, config->blockDimZ};
+  if (Recording* recording = graphs().recording) {
+    const Function* kernel = (const Function*)function;
+    std::vector<unsigned> sizes(grid, grid + 3);
+    sizes.insert(sizes.end(), block, block + 3);
+    std::vector<unsigned long long> values(kernel->arguments);
+    for (int i = 0; i < kernel->arguments; i++) memcpy(&values[i], given[i], 8);
+    recording->launches.push_back({kernel, sizes, config->sharedMemBytes, values});
+    return CUDA_SUCCESS;
+  }
   return run_kernel(function, grid, block, config->sharedMemBytes, given);
 }
 CUresult cuTensorMapEncodeTiled(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
@@ -108,6 +145,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int) {
   return memset(found, 0, sizeof *found), strcpy(found->name, "emulated GPU"), cudaSuccess;
 }
 cudaError_t cudaMalloc(void** to, size_t size) {
+  if (refused_while_capturing("memory is asked for")) return last = cudaErrorStreamCaptureUnsupported;
   if (used + size > memory()) return last = cudaErrorMemoryAllocation;
   size_t whole = (size + 255) / 256 * 256 + 256;
   *to = aligned_alloc(256, whole);
@@ -125,9 +163,11 @@ cudaError_t cudaMemGetInfo(size_t* left, size_t* all) {
   return *left = memory() - used, *all = memory(), cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind, cudaStream_t) {
+  if (refused_while_capturing("memory is copied")) return last = cudaErrorStreamCaptureUnsupported;
   return memmove(to, from, size), cudaSuccess;
 }
 cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, cudaStream_t) {
+  if (refused_while_capturing("memory is copied")) return last = cudaErrorStreamCaptureUnsupported;
   return memmove(to, from, size), cudaSuccess;
 }
 const char* cudaGetErrorName(cudaError_t error) { return error ? "cudaErrorEmulated" : "cudaSuccess"; }
@@ -149,12 +189,28 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
-cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) { return cudaErrorNotSupported; }
-cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t*) { return cudaErrorNotSupported; }
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t*, cudaGraph_t, unsigned long long) { return cudaErrorNotSupported; }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) { return cudaErrorNotSupported; }
-cudaError_t cudaGraphDestroy(cudaGraph_t) { return cudaSuccess; }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) { return cudaSuccess; }
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+  if (refused_while_capturing("a stream is captured")) return last = cudaErrorStreamCaptureUnsupported;
+  return graphs().recording = new Recording, cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  *graph = (cudaGraph_t)graphs().recording, graphs().recording = nullptr;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph, unsigned long long) {
+  return *made = (cudaGraphExec_t) new Recording(*(Recording*)graph), cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
+  for (Recorded& one : ((Recording*)graph)->launches) {
+    std::vector<void*> given;
+    for (unsigned long long& value : one.values) given.push_back(&value);
+    run_kernel((CUfunction)one.kernel, one.sizes.data(), one.sizes.data() + 3, one.shared, given.data());
+  }
+  graphs().launched++;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete (Recording*)graph, cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return delete (Recording*)graph, cudaSuccess; }
 
 // What cuda/measuring.py asks of a driver. A graph runs while it is captured; the clock is made up: a
 // launch takes a millisecond for each thread of a block, so that a test knows which kernel is the fastest.

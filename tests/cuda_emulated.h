@@ -90,10 +90,12 @@ struct Of;
 template <class... A, void (*kernel)(A...)>
 struct Of<kernel> {
   static void run(void** given) { apply(kernel, given, std::index_sequence_for<A...>{}); }
+  static const int arguments = sizeof...(A);
 };
 struct Entry {
   const char* name;
   Runner run;
+  int arguments;
 };
 void launch(Runner run, Dim grid, Dim block, size_t shared, void** given);
 

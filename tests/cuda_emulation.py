@@ -66,9 +66,10 @@ class Emulator:
             (self.folder / "empty" / header).touch()
         text = DYNAMIC.sub(r"\1* \2 = (\1*)emulation::dynamic_shared();", source)
         names = sorted(set(KERNEL.findall(source)))
-        table = "".join(f'{{"{k}", emulation::Of<{k}>::run}},\n' for k in names)
+        entry = '{{"{0}", emulation::Of<{0}>::run, emulation::Of<{0}>::arguments}},\n'
+        table = "".join(entry.format(name) for name in names)
         tail = (
-            f'extern "C" const emulation::Entry emulated_kernels[] = {{\n{table}{{0, 0}}}};\n'
+            f'extern "C" const emulation::Entry emulated_kernels[] = {{\n{table}{{0, 0, 0}}}};\n'
             'extern "C" void emulated_launch(emulation::Runner run, Dim* grid, Dim* block, size_t shared,'
             " void** given) { emulation::launch(run, *grid, *block, shared, given); }\n"
         )

@@ -2,15 +2,28 @@
 
     python cuda_sessions.py ARTIFACT
 
-ends with an error where a fork, a sequence that was cut, or a function called by its name gives other
-numbers than a sequence of its own.
+ends with an error where a fork, a sequence that was cut, a batch, or a function called by its name gives
+other numbers than a sequence of its own, or where decode steps are not launched as graphs.
 """
 
+import ctypes
 import sys
 
 import numpy as np
 
-from shiftadd_tvm.runtime.engine import Engine, Sampling, Session
+from shiftadd_tvm.runtime import native
+from shiftadd_tvm.runtime.engine import Engine, Sampling, Session, decode
+
+
+class Graphs(ctypes.Structure):
+    """What the emulated driver says of graphs (`cuda_driver.cc`)."""
+
+    _fields_ = (("recording", ctypes.c_void_p), ("launched", ctypes.c_int))
+
+
+def launched() -> int:
+    """Return how many graphs were launched."""
+    return int(Graphs.in_dll(ctypes.CDLL("libcuda.so.1"), "emulated_graphs").launched)
 
 
 def fresh(engine: Engine, tokens: list[int]) -> np.ndarray:
@@ -44,7 +57,33 @@ def main(path: str) -> None:
     (rows,) = engine.call("embed", ids)
     (again,) = engine.call("embed", ids[::-1].copy())
     np.testing.assert_array_equal(rows, again[::-1])
+    check_graphs(Engine(path, sequences=4))
     print("equal")
+
+
+def check_graphs(engine: Engine) -> None:
+    """A model's first step is captured, later ones are launched, by batch; each keeps its own logits."""
+    first, second = (begun(engine, prompt) for prompt in ([5, 9, 2, 7], [2, 3, 4]))
+    before = launched()
+    native.call("decode", first.handle, 3)  # no logits are read yet
+    assert launched() == before
+    native.call("decode", second.handle, 8)
+    assert launched() == before + 1
+    for session in (first, second):
+        check(session.logits(), engine, session.tokens, session)
+    for tokens in ([4, 6], [1, 7]):
+        decode((first, second), tokens)
+    for session in (first, second):
+        check(session.logits(), engine, session.tokens, session)
+    engine.session().prefill(list(range(3, 30)))  # other functions use memory in between
+    check(first.decode(5), engine, first.tokens, first)
+
+
+def begun(engine: Engine, prompt: list[int]) -> Session:
+    """Return a sequence that holds a prompt."""
+    session = engine.session()
+    session.prefill(prompt)
+    return session
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Built:
 
     def __init__(self, packed: Path, folder: Path) -> None:
         self.artifact, self.dump = folder / "app", folder / "dump"
-        settings = CompileSettings(sequences=1, dump_ir=self.dump, package="bundle")
+        settings = CompileSettings(sequences=2, dump_ir=self.dump, package="bundle")
         target = backend.load("cuda-sm90")
         self.report: CompileReport = compile_model(
             open_packed(packed), self.artifact, target, settings, version="test"

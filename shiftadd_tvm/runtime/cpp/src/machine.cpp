@@ -28,6 +28,16 @@ int create_pool(int threads) {
   return static_cast<int>(call_integer(global_function("runtime.NumThreads"), {}));
 }
 
+// What tells a captured graph from another one: where its arguments lie, and their shapes.
+Object key_of(const std::vector<Object>& tensors) {
+  std::vector<Argument> key;
+  for (const Object& one : tensors) {
+    key.push_back(static_cast<int64_t>(reinterpret_cast<intptr_t>(begin_of(one.tensor()))));
+    for (const int64_t size : shape_of(one.tensor())) key.push_back(size);
+  }
+  return call(global_function("ffi.Shape"), key);
+}
+
 }  // namespace
 
 Machine::Machine(std::shared_ptr<Artifact> artifact, int threads)
@@ -79,14 +89,15 @@ void Machine::bundle_parameters() {
   parameters_ = shiftadd::internal::call(global_function("ffi.Array"), {tensors.begin(), tensors.end()});
 }
 
-// An input where the functions read it. A step's inputs are small, and mostly those of the step before.
-Object Machine::placed(const std::string& name, const Object& given) {
+// An input where a function reads it. A step's inputs are small, and mostly those of the step before; they
+// stay where they are, as a captured graph wants it.
+Object Machine::placed(const TensorSpec& input, const Object& given) {
   const DLTensor& from = given.tensor();
   if (from.device.device_type == memory_.device().device_type) return given;
   const size_t bytes = bytes_of(from);
   const char* data = begin_of(from);
   const std::vector<char> content(data, data + (bytes <= kSmall ? bytes : 0));
-  Staged& staged = staged_[name];
+  Staged& staged = staged_[&input];
   const bool fits = staged.tensor && element_type(staged.tensor.tensor().dtype) == element_type(from.dtype) &&
                     shape_of(staged.tensor.tensor()) == shape_of(from);
   if (!fits) {
@@ -114,7 +125,8 @@ Object Machine::call(const Signature& function, const std::vector<Named>& argume
     found_all.push_back(found);
   }
   try {
-    for (const Named* found : found_all) held.push_back(placed(std::string(found->name), found->tensor));
+    for (size_t i = 0; i < found_all.size(); ++i) held.push_back(placed(function.inputs[i], found_all[i]->tensor));
+    if (function.captured) held.push_back(key_of(held));
     if (function.parameters) held.push_back(parameters_);
     const std::vector<Argument> ordered(held.begin(), held.end());
     return shiftadd::internal::call(functions_.at(function.name), ordered);

@@ -43,7 +43,7 @@ class Machine {
   const Memory& memory() const { return memory_; }  // where the functions' tensors lie
 
  private:
-  // The last input of that name that was copied to the GPU: it is written again where it changes.
+  // The last one of an input that was copied to the GPU: it is written again where it changes.
   struct Staged {
     Object tensor;
     std::vector<char> content;  // of small ones
@@ -58,14 +58,14 @@ class Machine {
   static int observe(void* profile, const TVMFFIAny* arguments, int32_t count, TVMFFIAny* result);
   void open(int threads);
   void bundle_parameters();
-  Object placed(const std::string& name, const Object& given);
+  Object placed(const TensorSpec& input, const Object& given);
 
   std::shared_ptr<Artifact> artifact_;
   Memory memory_;
   int threads_ = 0;
   Object module_, machine_, parameters_;
   std::map<std::string_view, Object> functions_;
-  std::map<std::string, Staged> staged_;
+  std::map<const TensorSpec*, Staged> staged_;
   Profile profile_ = {};
   Worker worker_;  // last, so that it ends first
 };

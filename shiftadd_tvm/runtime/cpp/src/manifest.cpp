@@ -179,12 +179,15 @@ std::vector<TensorSpec> Manifest::tensors(json::Value list, const std::string& w
 void Manifest::read_functions() {
   for (const json::Value entry : section("functions", json::Kind::kObject)) {
     const std::string name(entry.key()), where = "function " + quoted(name) + ":";
-    const json::Value parameters = member(entry, "parameters");
-    const bool taken = parameters.is(json::Kind::kTrue);
-    if (!taken && !parameters.is(json::Kind::kFalse)) bad(where + " parameters is " + shown(parameters));
+    const auto flag = [&](const char* of, json::Value value) {
+      if (!value.is(json::Kind::kTrue) && !value.is(json::Kind::kFalse)) bad(where + " " + of + " is " + shown(value));
+      return value.is(json::Kind::kTrue);
+    };
+    const json::Value captured = entry.find("captured");  // of functions for GPUs alone
     if (function(name)) bad("it lists the function " + quoted(name) + " twice");
     functions_.push_back(
-        {name, tensors(member(entry, "inputs"), where), tensors(member(entry, "outputs"), where), taken});
+        {name, tensors(member(entry, "inputs"), where), tensors(member(entry, "outputs"), where),
+         flag("parameters", member(entry, "parameters")), captured && flag("captured", captured)});
   }
 }
 

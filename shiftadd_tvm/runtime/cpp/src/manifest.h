@@ -36,6 +36,7 @@ struct Signature {
   std::string name;
   std::vector<TensorSpec> inputs, outputs;
   bool parameters;  // whether the parameters come last
+  bool captured;    // whether a key comes before them: of the graph that a GPU captured
 };
 
 struct FileRecord {
