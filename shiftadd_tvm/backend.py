@@ -31,6 +31,7 @@ class Backend:
     model: str = ""  # the processor by whose timing llvm-mca ranks candidates, if there is one
     device: str = ""  # the GPU's architecture, such as "sm_90"; empty: kernels run on the processor
     activations: tuple[str, ...] = ("int16", "int8", "float32")  # formats of look-ups, default first
+    shared: int = 0  # bytes of a GPU's memory that the threads of a block may share
 
     @property
     def order(self) -> str:

@@ -28,6 +28,7 @@ from tvm.tirx import PrimFunc
 from shiftadd_tvm import imported_operators
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.captured_steps import CaptureSteps
+from shiftadd_tvm.fused_producers import FuseProducers
 from shiftadd_tvm.ops import OP
 from shiftadd_tvm.parameter_checks import DropParameterChecks
 from shiftadd_tvm.shared_tensors import ShareTensors
@@ -128,14 +129,14 @@ def lower(
         _dump(module, dump, "0-built")
         prepare = tvm.transform.Sequential([step() for step in PREPARE])
         if backend.device:  # its schedules leave kernels that these passes cannot read
-            module = prepare(module)
+            module = tvm.transform.Sequential([prepare, FuseProducers(backend.shared)])(module)
         module, counts = apply_schedules(module, backend, logs)
         if IMPORTED in (module.attrs or {}):
             module, counts["imported"] = imported_operators.fuse_and_schedule(module, backend.lanes)
         _dump(module, dump, "1-scheduled")
         module = module if backend.device else prepare(module)
-        module = tvm.transform.Sequential([step() for step in PLAN])(module)
-        module = CaptureSteps()(module) if backend.device else module
+        plan = (*PLAN, CaptureSteps) if backend.device else PLAN
+        module = tvm.transform.Sequential([step() for step in plan])(module)
         _dump(module, dump, "2-planned")
         module = tvm.transform.Sequential([step() for step in LOWER])(module)
         _dump(module, dump, "3-lowered")

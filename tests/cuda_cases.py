@@ -8,6 +8,7 @@ nothing does). Look-ups must be equal; the rest may round differently, by `CLOSE
 
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import kernels
 import numpy as np
 import tvm
 import tvm_ffi
+from cuda_chains import chains
 from cuda_emulation import Emulator
 from tvm.ir import IRModule
 
@@ -42,7 +44,7 @@ from shiftadd_tvm.ops import (
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.ops.scores import Scores
 
-TARGET = backend.load("cuda-sm90")
+TARGET = backend.load(f"cuda-sm{os.environ.get('SHIFTADD_EMULATED_ARCH', 90)}")
 CLOSE = 2e-6
 BATCH = 25  # operators that are compiled together
 Array = np.ndarray
@@ -54,7 +56,7 @@ class Case:
 
     def __init__(self, name: str, function: Any, given: list[Any], outputs: list[Array]) -> None:
         self.name, self.given, self.expected = name, given, outputs
-        self.function, self.exact = function, name.startswith("lut_")
+        self.function, self.exact = function, name.startswith(("lut_", "produce"))
 
     def difference(self, run: Callable[..., None]) -> str:
         """Return what differs from the references, in words."""
@@ -204,6 +206,16 @@ def large_group(number: int) -> Iterator[Case]:
     yield te_case("lut_bits_group", query, [*built, *packed], expected)
 
 
+def long_rows(number: int) -> Iterator[Case]:
+    """Yield transforms of rows that a GPU's blocks have to share."""
+    rng = np.random.default_rng(13)
+    for inputs, block in ((11008, 256), (14336, 1024), (28672, 4096)):
+        x = rng.standard_normal((2, inputs)).astype(np.float32)
+        signs = rng.integers(0, 256, inputs // 8).astype(np.uint8)
+        rotate = lambda v, s, block=block: hadamard.rotate(v, s, block)
+        yield te_case("hadamard", rotate, [x, signs], hadamard.reference_rotate(x, signs, block), (0,))
+
+
 def elementwise_cases(number: int) -> Iterator[Case]:
     """Yield the operators that work row by row, and the products of many rows."""
     rng = np.random.default_rng(3)
@@ -309,6 +321,8 @@ GROUPS = {
     "elementwise": elementwise_cases,
     "attention": attention_cases,
     "sampling": sampling_cases,
+    "long": long_rows,
+    "chains": lambda number: (Case("produce", *chain) for chain in chains(number)),
 }
 
 

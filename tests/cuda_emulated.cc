@@ -125,9 +125,15 @@ static void run_block() {
   }
 }
 
+static size_t room() {  // bytes that a block may ask for
+  const char* arch = getenv("SHIFTADD_EMULATED_ARCH");
+  const int version = arch ? atoi(arch) : 90;
+  return (version == 80 ? 163 : version == 90 || version == 100 ? 227 : 99) << 10;
+}
+
 void launch(Runner run, Dim grid, Dim block, size_t shared, void** given) {
   if (block.x * block.y * block.z > (unsigned)MOST) fail("a block of more than 1024 threads");
-  if (shared > 99u << 10) fail("more dynamic shared memory than the smallest GPU has");
+  if (shared > room()) fail("more dynamic shared memory than the GPU has");
   if (!shared_memory) shared_memory = (unsigned char*)aligned_alloc(256, 256 << 10);
   kernel = run, arguments = given, blockDim = block, gridDim = grid;
   count = block.x * block.y * block.z;

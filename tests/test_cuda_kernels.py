@@ -19,6 +19,7 @@ from shiftadd_tvm.cuda import nvrtc, toolkit
 
 SHAPES = 200
 GROUPED = 32
+CHAINS = 24
 HERE = Path(__file__).parent
 
 
@@ -27,9 +28,9 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
     return Emulator(tmp_path_factory.mktemp("gpu"))
 
 
-def run(emulator: Emulator, *arguments: str) -> list[tuple[str, str]]:
+def run(emulator: Emulator, *arguments: str, **gpu: object) -> list[tuple[str, str]]:
     """Return the cases of a group and what differs in each, from a child with the emulated GPU."""
-    environment = emulator.environment(Path("none"))
+    environment = emulator.environment(Path("none"), **gpu)
     path = os.environ.get("PYTHONPATH", "")
     child = subprocess.run(
         [sys.executable, str(HERE / "cuda_cases.py"), arguments[0], str(emulator.folder), *arguments[1:]],
@@ -60,6 +61,17 @@ def test_groups_equal_the_references_on_drawn_shapes(emulator: Emulator) -> None
     names = [name for name, _ in found]
     assert names.count("lut_bits_group") == GROUPED and "lut_bits_group_build" in names
     assert not [case for case in found if case[1]]
+
+
+@pytest.mark.parametrize("arch", [80, 86])
+def test_long_rows_fit_what_threads_share(arch: int, emulator: Emulator) -> None:
+    found = run(emulator, "long", ARCH=arch)
+    assert found and not [case for case in found if case[1]]
+
+
+def test_chains_in_one_kernel_equal_the_references(emulator: Emulator) -> None:
+    found = run(emulator, "chains", str(CHAINS))
+    assert len(found) == CHAINS and not [case for case in found if case[1]]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ WARP = 32
 ROWS = 32  # of a row block: two tiles of the tensor cores, a row a lane
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 ACTIVATIONS = ("fixed16", "fixed24", "shuffle16", "float32")
+SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}  # KiB
+KEPT = 2048  # bytes of it for what stages have one of
 EMULATED = ("sm_100", "sm_120")  # their compiler emulates binary tensor cores: shuffles come first
 LEVELS = {"x86_64": {"mcpu": "x86-64-v2"}}  # what the calls around the kernels are compiled for
 
@@ -26,7 +28,10 @@ def _preset(arch: str) -> Backend:
     first = "shuffle16" if arch in EMULATED else ACTIVATIONS[0]
     formats = (first, *(name for name in ACTIVATIONS if name != first))
     return Backend(
-        *(name, "cuda", target, machine, (), "cuda", WARP, ROWS), device=arch, activations=formats
+        *(name, "cuda", target, machine, (), "cuda", WARP, ROWS),
+        device=arch,
+        activations=formats,
+        shared=(SHARED[arch] << 10) - KEPT,
     )
 
 

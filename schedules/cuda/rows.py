@@ -6,7 +6,7 @@ from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.schedules.cuda import _threads
 
 OPS = (
-    *("shift", "hadamard", "lut_float_build", "lut_round"),
+    *("shift", "lut_float_build", "lut_round"),
     *("rms_norm", "layer_norm", "head_norm", "activate", "activate_mul", "soft_cap"),
     *("route", "mix"),
     *("add", "scale", "add_positions", "rope", "rope_angles", "take_heads", "embed"),

@@ -1,0 +1,62 @@
+"""produce on GPUs: a block of threads makes a row of an activation ready, from the sum to the bits.
+
+The stages of `fused_producers.py` follow one another in one kernel; a row lies in shared memory. Stages
+that sum over a row are shared by all threads, and words of bits are collected by one thread each.
+"""
+
+import math
+
+from tvm.s_tir import Schedule
+
+from shiftadd_tvm.backend import Backend
+from shiftadd_tvm.schedules.cuda import _threads
+
+OPS = ("produce",)
+THREADS = 1024
+
+
+def schedule(sch: Schedule, backend: Backend) -> None:
+    """Merge the row loops of all stages. What a later stage reads of an output, the same thread wrote:
+    nobody waits for global memory."""
+    root = sch.get_sblock("root")
+    held = {buffer.name for buffer in sch.get(root).alloc_buffers}
+    stages = sch.get_child_blocks(root)
+    row = sch.merge(*(sch.get_loops(stage)[0] for stage in stages))
+    for stage in stages:
+        _place(sch, stage, held)
+    sch.bind(row, "blockIdx.x")
+
+
+def _place(sch: Schedule, stage, held: set[str]) -> None:
+    spatial, sums = _loops(sch, stage)
+    count, length = _extent(sch, spatial), _extent(sch, sums)
+    if sch.get(stage).writes[0].source.name in held:
+        # what a row has one of may not lie among what TVM overlays
+        sch.set_scope(stage, 0, "shared" if sums or count == 1 else "shared.dyn")
+        spatial, sums = _loops(sch, stage)
+    if length <= 1:
+        _threads.share(sch, spatial, THREADS)
+    elif length > count:
+        _threads.share(sch, sums, THREADS)
+    else:
+        total = sch.cache_write(stage, 0, "local")
+        spatial, _ = _loops(sch, stage)
+        _, thread = sch.split(sch.fuse(*spatial), [None, THREADS])
+        sch.bind(thread, "threadIdx.x")
+        sch.reverse_compute_at(total, thread, preserve_unit_loops=True)
+
+
+def _loops(sch: Schedule, stage) -> tuple[list[object], list[object]]:
+    """Return the loops of a row's results, at least one, and those of their sums."""
+    loops = sch.get_loops(stage)[1:] or [sch.add_unit_loop(stage)]
+    axes = sch.get(stage).iter_vars[1:]
+    sums = [loop for loop, axis in zip(loops, axes, strict=False) if _is_sum(axis)]
+    return [loop for loop in loops if loop not in sums], sums
+
+
+def _is_sum(axis) -> bool:
+    return int(axis.iter_type) == _threads.REDUCTION
+
+
+def _extent(sch: Schedule, loops: list[object]) -> int:
+    return math.prod(int(sch.get(loop).extent) for loop in loops)

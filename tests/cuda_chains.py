@@ -1,0 +1,140 @@
+"""Cases for the emulated GPU: what makes an activation ready, as one kernel (`fused_producers.py`).
+
+A chain is drawn: where it begins, what is in it, and what is built at its end. Sums of squares are of
+small whole numbers, so that every order of addition gives the same, and all must be equal to the
+references.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import IRModule
+
+from shiftadd_tvm.fused_producers import NAME, FuseProducers
+from shiftadd_tvm.ops import OP, activation, elementwise, hadamard, lut_bits, shift
+
+Array = np.ndarray
+EPSILON = 1e-5
+BLOCKS = (4, 16, 64)
+MOST = 17  # of the whole numbers that are drawn
+
+
+class Chain:
+    """A Relax function of drawn operators, what it is given, and what it must give."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng, self._builder = rng, relax.BlockBuilder()
+        self._tokens = int(rng.choice([1, 2, 4]))
+        self._inputs = 64 * int(rng.integers(1, 20)) + 4 * int(rng.integers(0, 4))
+        self._steps: list[Callable[[Any], Any]] = []
+        self.given: list[Array] = []
+        self.expected: list[Array] = []
+        self._shared = False
+
+    def drawn(self) -> IRModule:
+        """Return the module with the chain fused."""
+        value = self._begin()
+        self._norm(value) if self._rng.random() < 0.5 else None
+        self._rotate() if self._rng.random() < 0.7 else None
+        self._shift()
+        form = list(lut_bits.FORMATS.values())[int(self._rng.integers(3))]
+        return self._fused(form)
+
+    def _draw(self, *shape: int) -> Array:
+        found = self._rng.integers(-MOST, MOST + 1, shape).astype(np.float32)
+        self.given.append(found)
+        return found
+
+    def _add(self, name: str, compute: Callable[..., Any], *places: int) -> None:
+        """Note an operator of the value so far and of what was given at these places."""
+
+        def emit(builder: Any, value: Any, given: list[Any]) -> Any:
+            operands = [*([] if value is None else [value]), *(given[i] for i in places)]
+            attrs = {OP: name}
+            return builder.emit_te(compute, *operands, primfunc_name_hint=name, primfunc_attrs=attrs)
+
+        self._steps.append(emit)
+
+    def _begin(self) -> Array:
+        shape = (self._tokens, self._inputs)
+        kind = self._rng.choice(["value", "add", "gate"])
+        left = self._draw(*shape)
+        self.value = left
+        if kind == "add":
+            self.value = left + self._draw(*shape)
+            self._add("add", elementwise.add, 0, 1)
+            self._shared = bool(self._rng.random() < 0.6)
+        if kind == "gate":
+            right = self._draw(*shape)
+            self.value = np.maximum(left, 0) * right
+            gated = lambda g, u: activation.activate_mul(g, u, "relu", shape[1], 0, 0)
+            self._add("activate_mul", gated, 0, 1)
+        if self._shared:
+            self.expected.append(self.value)
+        self._begun = kind
+        return self.value
+
+    def _norm(self, value: Array) -> None:
+        if self._begun == "gate":  # squares of products would not be exact
+            return
+        weight = self._draw(self._inputs)
+        one, share = np.float32(1), np.float32(1.0 / self._inputs)
+        squares = (value.astype(np.float64) ** 2).sum(axis=1).astype(np.float32)
+        inverse = one / np.sqrt(squares * share + np.float32(EPSILON))
+        self.value = value * inverse[:, None] * weight
+        norm = lambda v, w: elementwise.rms_norm(v, w, EPSILON)
+        self._add("rms_norm", norm, len(self.given) - 1)
+
+    def _rotate(self) -> None:
+        fits = [block for block in BLOCKS if self._inputs % block == 0]
+        block, count = int(self._rng.choice(fits)), -(-self._inputs // 8)
+        signs = self._rng.integers(0, 256, count).astype(np.uint8)
+        self.given.append(signs)
+        self.value = hadamard.reference_rotate(self.value, signs, block)
+        rotate = lambda v, s: hadamard.rotate(v, s, block)
+        self._add("hadamard", rotate, len(self.given) - 1)
+
+    def _shift(self) -> None:
+        codes = self._rng.integers(58, 70, (self._inputs, 2)).astype(np.uint8)
+        self.given.append(np.ascontiguousarray(codes.T))
+        self.value = shift.reference_terms(self.value, codes)
+        self._add("shift", shift.scale_columns, len(self.given) - 1)
+
+    def _fused(self, form: lut_bits.Format) -> IRModule:
+        bits = form.order == "fragments"
+        build = lut_bits.build if bits else lut_bits.build_tables
+        reference = lut_bits.reference_build if bits else lut_bits.reference_build_tables
+        self.expected += reference(self.value, form)
+        name = f"lut_{'bits' if bits else 'tables'}_build"
+        self._add(name, lambda v: build(v, form))
+        types = [relax.TensorType(v.shape, str(v.dtype)) for v in self.given]
+        given = [relax.Var(f"given{i}", type_) for i, type_ in enumerate(types)]
+        builder = self._builder
+        with builder.function("main", given):
+            with builder.dataflow():
+                value = given[0] if self._begun == "value" else None
+                values = []
+                for step in self._steps:
+                    value = step(builder, value, given)
+                    values.append(value)
+                pair = [builder.emit(relax.TupleGetItem(value, i)) for i in range(2)]
+                result = builder.emit_output(relax.Tuple([*values[: self._shared], *pair]))
+            builder.emit_func_output(result)
+        module: IRModule = FuseProducers(1 << 20)(relax.transform.LegalizeOps()(builder.get()))
+        return module
+
+
+def chains(number: int) -> Iterator[tuple[Any, list[Array], list[Array]]]:
+    """Yield that many drawn chains: the kernel's function, what it is given, what it must give."""
+    rng = np.random.default_rng(11)
+    for _ in range(number):
+        chain = Chain(rng)
+        module = chain.drawn()
+        functions = {
+            v.name_hint: f for v, f in module.functions_items() if isinstance(f, tvm.tirx.PrimFunc)
+        }
+        assert list(functions) == [NAME], "something is left beside the fused kernel"
+        yield functions[NAME], chain.given, chain.expected
