@@ -91,7 +91,7 @@ def compile_model(
         progress("packing parameters")
         stream_tensors(folder / artifact.PARAMETERS, [source(p, model) for p in found])
         _copy_files(model, folder)
-        limits = _limits(context, settings.batches, lookup_rows(logs))
+        limits = _limits(graph.chunk(backend.device), context, settings.batches, lookup_rows(logs))
         manifest = _manifest(
             model, backend, settings, held, limits, found, signatures, kernels, version
         )
@@ -101,7 +101,7 @@ def compile_model(
             manifest |= _package(folder, manifest, backend, settings, Path(kept))
         result = gate(folder, manifest, backend, settings, progress)
         progress("publishing")
-    report = CompileReport(
+    return CompileReport(
         target=backend.name,
         kernels=dict(kernels),
         library_bytes=(output / artifact.LIBRARY).stat().st_size,
@@ -110,7 +110,6 @@ def compile_model(
         seconds=time.perf_counter() - started,
         package=packaging.summary(output, manifest) if settings.package else None,
     )
-    return report
 
 
 def relax_module(
@@ -127,7 +126,8 @@ def relax_module(
     """
     groups = parameters.groups(model, backend.rows, activations)
     found = parameters.parameters(model, groups, backend.lanes, backend.rows)
-    return graph.build(model, found, groups, activations, batches, cache), found
+    wanted = (activations, batches, cache, graph.chunk(backend.device))
+    return graph.build(model, found, groups, *wanted), found
 
 
 def held_as(module: IRModule, activations: str) -> str:
@@ -343,12 +343,13 @@ def producer(
 
 
 def _limits(
+    chunk: int,
     context: int, batches: tuple[int, ...], looked_up: int | None
 ) -> dict[str, object]:
     return {
         "context": context,
         "page": PAGE,
-        "chunk": graph.CHUNK,
+        "chunk": chunk,
         "logit_rows": graph.LOGIT_ROWS,
         "batches": list(batches),
         "lookup_rows": looked_up or 1,  # prompts up to this go through decode

@@ -7,7 +7,7 @@
     sample(logits (b, vocabulary), the inputs of `layers.SAMPLING` in their order)   -> (b,)
     read_memory, read_memory_ahead(words)                       -> checksums (`ops/read_memory.py`)
 
-All but the last two rows take the tuple of parameters last (`parameters.py`); n is symbolic up to `CHUNK`
+All but the last two rows take the tuple of parameters last (`parameters.py`); n is symbolic up to `chunk`
 rows (`LOGIT_ROWS` for logits). The cache's inputs and shapes are those of `ops/attention.py`. Knows no
 target: what depends on one stands in the shapes of the parameters.
 """
@@ -26,8 +26,14 @@ from shiftadd_tvm.ops import read_memory
 from shiftadd_tvm.packed import PackedModel
 from shiftadd_tvm.parameters import Parameter, rope_names
 
-CHUNK = 256  # rows of a prefill call at most: bounds the planned memory
+CHUNK = 256  # rows of a prefill call at most, on processors: bounds the planned memory
+GPU_CHUNK = 2048  # a GPU is filled by more, and reads all weights again for each call
 LOGIT_ROWS = 32
+
+
+def chunk(device: str) -> int:
+    """Return how many rows one call of prefill takes at most, where a GPU computes or none ("")."""
+    return GPU_CHUNK if device else CHUNK
 
 
 def build(
@@ -37,15 +43,17 @@ def build(
     activations: str = "int16",
     batches: tuple[int, ...] = BATCHES,
     cache: str = "float32",
+    rows: int = CHUNK,
 ) -> IRModule:
     """Return the Relax module of a decoder over `found` and `groups` of `parameters.py`.
 
     `activations` is the format of look-ups: a name of `lut.FORMATS`, or `lut_float.NAME`. There is a
-    decode function for each of `batches`. `cache` is the format of keys and values.
+    decode function for each of `batches`. `cache` is the format of keys and values, `rows` how many
+    prefill takes at most.
     """
     types = {p.name: relax.TensorType(p.shape, p.dtype) for p in found}
     builder = layers.Builder(types)
-    graph = _DecoderGraph(builder, model, groups, activations, cache)
+    graph = _DecoderGraph(builder, model, groups, activations, cache, rows)
     graph.embed()
     graph.prefill()
     graph.logits()
@@ -75,24 +83,26 @@ class _DecoderGraph:
         groups: dict[str, layers.Group],
         activations: str,
         cache: str,
+        rows: int,
     ) -> None:
         decoder = model.decoder
         self._b, self._decoder = b, decoder
         self._groups, self._activations, self._held = groups, activations, cache
+        self._rows = rows
         self._scaled = model.dtype(f"{decoder.embedding}.weight") == "I8"
         self._head = decoder.embedding if decoder.tied_embeddings else decoder.head
 
     def embed(self) -> None:
         n = tirx.Var("n", "int64")
         ids = relax.Var("ids", relax.TensorType((n,), "int32"))
-        with self._b.function("embed", [ids], CHUNK) as result:
+        with self._b.function("embed", [ids], self._rows) as result:
             result(self._embedded(ids, many=True))
 
     def prefill(self) -> None:
         n = tirx.Var("n", "int64")
         x = relax.Var("x", relax.TensorType((n, self._decoder.hidden), "float32"))
         cache = self._cache(1, sequence=True)
-        with self._b.function("prefill", [x, *cache.inputs()], CHUNK) as result:
+        with self._b.function("prefill", [x, *cache.inputs()], self._rows) as result:
             result(self._blocks(x, cache, n, many=True))
 
     def logits(self) -> None:

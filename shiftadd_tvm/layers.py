@@ -21,6 +21,7 @@ from shiftadd_tvm.ops import (
     elementwise,
     experts,
     gemm,
+    gemm_half,
     hadamard,
     lut,
     lut_bits,
@@ -210,6 +211,9 @@ def _multiplier(b: Builder, x: Expr, linear: Linear, activations: str, many: boo
 def _fixed_multiplier(
     b: Builder, x: Expr, form: lut_bits.Format, columns: int, many: bool
 ) -> _Multiplier:
+    if many and not columns and form.name == gemm_half.FORMAT:
+        parts = _parts(b, b.op("half_build", (), gemm_half.build, x))
+        return _Multiplier("gemm_half", gemm_half.product, (), parts, SEPARABLE)
     if many:
         rounded = b.op("lut_round", (form,), lambda v: lut.rounded(v, form.fixed), x)
         if columns:

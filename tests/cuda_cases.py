@@ -20,10 +20,12 @@ import tvm
 import tvm_ffi
 from cuda_chains import chains
 from cuda_emulation import Emulator
+from tvm import te, tirx
 from tvm.ir import IRModule
 
 from shiftadd_tvm import backend, bcq, pipeline
 from shiftadd_tvm.ops import (
+    OP,
     activation,
     attend,
     attention,
@@ -31,6 +33,7 @@ from shiftadd_tvm.ops import (
     elementwise,
     experts,
     gemm,
+    gemm_half,
     hadamard,
     heads,
     lut,
@@ -56,7 +59,7 @@ class Case:
 
     def __init__(self, name: str, function: Any, given: list[Any], outputs: list[Array]) -> None:
         self.name, self.given, self.expected = name, given, outputs
-        self.function, self.exact = function, name.startswith(("lut_", "produce"))
+        self.function, self.exact = function, name.startswith(("lut_", "produce", "half_"))
 
     def difference(self, run: Callable[..., None]) -> str:
         """Return what differs from the references, in words."""
@@ -65,7 +68,8 @@ class Case:
         results = [tvm.runtime.tensor(garbage(v), device) for v in self.expected]
         run(*arrays, *results)
         for place, (found, expected) in enumerate(zip(results, self.expected, strict=True)):
-            room = 0 if self.exact else CLOSE * float(np.abs(expected).max(initial=0))
+            peak = float(np.nanmax(np.abs(expected), initial=0))
+            room = 0 if self.exact else (HALF_CLOSE if self.name == "gemm_half" else CLOSE) * peak
             close = np.allclose(found.numpy(), expected, rtol=0, atol=room, equal_nan=True)
             if not close:
                 return f"result {place} differs"
@@ -206,6 +210,38 @@ def large_group(number: int) -> Iterator[Case]:
     yield te_case("lut_bits_group", query, [*built, *packed], expected)
 
 
+HALF_CLOSE = 1e-3  # of the largest result: numbers and weights have 11 bits
+
+
+def halves_cases(number: int) -> Iterator[Case]:
+    """Yield that many drawn products of many rows in half precision, and what builds their operand."""
+    rng = np.random.default_rng(17)
+    for _ in range(number):
+        rows, outputs = int(rng.integers(1, 300)), int(rng.integers(1, 300))
+        inputs, count = int(rng.integers(1, 600)), int(rng.integers(1, 5))
+        x = (rng.standard_normal((rows, inputs)) * 10.0 ** rng.integers(-9, 9)).astype(np.float32)
+        x[rng.integers(rows), 0] = rng.choice([np.inf, 1e-42, 3.0])
+        built = list(gemm_half.reference_build(x))
+        yield te_case("half_build", gemm_half.build, [x], built, (0,))
+        planes = bcq.pack_planes(rng.random((count, outputs, inputs)) < 0.5)
+        plane_terms, row_terms = terms(rng, count, 2), terms(rng, outputs, int(rng.integers(1, 4)))
+        bias = [rng.standard_normal(outputs).astype(np.float32)] if rng.random() < 0.3 else []
+        levels = np.repeat(plane_terms[None], order.row_blocks(outputs, words.ROWS), axis=0)
+        operands = [levels, order.pack_row_terms(row_terms, words.ROWS), *bias]
+        given = [*built, words.pack(planes, "fragments"), *operands]
+        expected = gemm_half.reference_product(x, planes, plane_terms, row_terms, *bias)
+        yield Case("gemm_half", half_product(given, outputs), given, [expected])
+
+
+def half_product(given: list[Array], outputs: int) -> Any:
+    """Return the operator for any number n of rows."""
+    n = tirx.Var("n", "int64")
+    sizes = [((n + 127) // 128 * 16, *given[0].shape[1:]), (n, 1), *(v.shape for v in given[2:])]
+    operands = [te.placeholder(size, str(v.dtype)) for size, v in zip(sizes, given, strict=True)]
+    y = gemm_half.product(*operands[:5], outputs, *operands[5:])
+    return te.create_prim_func([*operands, y]).with_attr(OP, "gemm_half")
+
+
 def long_rows(number: int) -> Iterator[Case]:
     """Yield transforms of rows that a GPU's blocks have to share."""
     rng = np.random.default_rng(13)
@@ -322,6 +358,7 @@ GROUPS = {
     "attention": attention_cases,
     "sampling": sampling_cases,
     "long": long_rows,
+    "halves": halves_cases,
     "chains": lambda number: (Case("produce", *chain) for chain in chains(number)),
 }
 

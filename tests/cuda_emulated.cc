@@ -72,6 +72,21 @@ static void multiply(Request* lanes[LANES], int words) {
     }
 }
 
+// m16n8k16: d (16 x 8) += a (16 x 16) b (16 x 8), two numbers of a word; the maps of the PTX ISA's fragments
+static void multiply_halves(Request* lanes[LANES]) {
+  _Float16 a[16][16], b[16][8];
+  for (int l = 0; l < LANES; l++) {
+    for (int r = 0; r < 4; r++) memcpy(&a[FRAGMENT_ROW(l, r)][l % 4 * 2 + 8 * (r >> 1)], &lanes[l]->left[r], 4);
+    u32 right[2] = {lanes[l]->index, lanes[l]->high};
+    for (int r = 0; r < 4; r++) memcpy(&b[l % 4 * 2 + r % 2 + 8 * (r >> 1)][l / 4], (char*)right + 2 * r, 2);
+  }
+  for (int l = 0; l < LANES; l++)
+    for (int r = 0; r < 4; r++) {
+      float* sum = (float*)lanes[l]->result + r;
+      for (int k = 0; k < 16; k++) *sum += (float)a[l / 4 + 8 * (r >> 1)][k] * (float)b[k][l % 4 * 2 + (r & 1)];
+    }
+}
+
 static void resolve(int first) {
   Request* lanes[LANES] = {};
   int present = 0, some = -1;
@@ -87,6 +102,7 @@ static void resolve(int first) {
   }
   if (kind == MMA_B1) multiply(lanes, 8);
   if (kind == MMA_B1_HALF) multiply(lanes, 4);
+  if (kind == MMA_F16) multiply_halves(lanes);
   for (int l = 0; l < LANES; l++) {
     if (!lanes[l]) continue;
     int from = l, index = (int)(lanes[l]->index % LANES);
@@ -95,7 +111,7 @@ static void resolve(int first) {
     if (kind == SHUFFLE_DOWN) from = l + index < LANES ? l + index : l;
     if (kind == BALLOT) *lanes[l]->result = votes;
     // what a lane that takes no part holds is undefined
-    else if (kind != MMA_B1 && kind != MMA_B1_HALF) *lanes[l]->result = lanes[from] ? lanes[from]->value : 0xdeadbeef;
+    else if (kind < MMA_B1) *lanes[l]->result = lanes[from] ? lanes[from]->value : 0xdeadbeef;
   }
   for (int l = 0; l < LANES; l++)
     if (lanes[l]) fibers[first + l].state = READY;

@@ -34,7 +34,7 @@ extern Dim threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 enum State { READY, IN_WARP, AT_BARRIER, DONE };
-enum Kind { SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, BALLOT, MMA_B1, MMA_B1_HALF };
+enum Kind { SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, BALLOT, MMA_B1, MMA_B1_HALF, MMA_F16 };
 const int LANES = 32, MOST = 1024, STACK = 96 << 10;
 
 struct Request {  // what a lane asks of its warp
@@ -125,6 +125,17 @@ auto max(A a, B b) -> decltype(a + b) {
 static inline void shiftadd_load16(void* to, const void* from) {
   if ((uintptr_t)from % 16) emulation::fail("a load of 16 bytes that is not aligned");
   memcpy(to, from, 16);
+}
+static inline void shiftadd_load16_kept(void* to, const void* from) { shiftadd_load16(to, from); }
+static inline void shiftadd_mma_f16(void* to, const void* left, u32 low, u32 high) {
+  using namespace emulation;
+  ask({MMA_F16, true, 0, low, high, (u32*)to, (const u32*)left});
+}
+static inline void shiftadd_add_f16(void* to, u32 value) {
+  _Float16 a[2], b[2];
+  memcpy(a, to, 4), memcpy(b, &value, 4);
+  for (int i = 0; i < 2; i++) a[i] = (_Float16)((float)a[i] + (float)b[i]);  // exact before it is rounded
+  memcpy(to, a, 4);
 }
 static inline void shiftadd_mma_b1(void* to, const void* left, u32 low, u32 high) {
   using namespace emulation;

@@ -20,6 +20,7 @@ from shiftadd_tvm.cuda import nvrtc, toolkit
 SHAPES = 200
 GROUPED = 32
 CHAINS = 24
+HALVES = 12
 HERE = Path(__file__).parent
 
 
@@ -67,6 +68,11 @@ def test_groups_equal_the_references_on_drawn_shapes(emulator: Emulator) -> None
 def test_long_rows_fit_what_threads_share(arch: int, emulator: Emulator) -> None:
     found = run(emulator, "long", ARCH=arch)
     assert found and not [case for case in found if case[1]]
+
+
+def test_products_in_half_precision_agree_on_drawn_shapes(emulator: Emulator) -> None:
+    found = run(emulator, "halves", str(HALVES))
+    assert len(found) == 2 * HALVES and not [case for case in found if case[1]]
 
 
 def test_chains_in_one_kernel_equal_the_references(emulator: Emulator) -> None:

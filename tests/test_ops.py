@@ -46,6 +46,7 @@ GPU_OPS = {  # see cuda_cases.py
     *("lut_bits_build", "lut_bits_query"),
     *("lut_tables_build", "lut_tables_query"),
     *("lut_bits_group_build", "lut_bits_group"),
+    *("half_build", "gemm_half"),
 }
 
 

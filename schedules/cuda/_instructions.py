@@ -36,6 +36,30 @@ LOAD16 = Instruction(
     'asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" '
     ': "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(from));',
 )
+# 16 bytes that other warps read too
+LOAD16_KEPT = Instruction(
+    "shiftadd_load16_kept",
+    "void* to, const void* from",
+    "unsigned* r = (unsigned*)to; "
+    'asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" '
+    ': "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(from));',
+)
+# d (16 x 8) += a (16 x 16) · b (16 x 8), of two float16 a word, summed in float32
+MMA_F16 = Instruction(
+    "shiftadd_mma_f16",
+    "void* to, const void* left, unsigned low, unsigned high",
+    "float* d = (float*)to; const unsigned* a = (const unsigned*)left; "
+    'asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 '
+    '{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" '
+    ': "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) '
+    ': "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(low), "r"(high));',
+)
+# adds two float16 to two others
+ADD_F16 = Instruction(
+    "shiftadd_add_f16",
+    "void* to, unsigned value",
+    'unsigned* sum = (unsigned*)to; asm("add.rn.f16x2 %0, %0, %1;" : "+r"(*sum) : "r"(value));',
+)
 # d (16 x 8) += popcount of a (16 x 256 bits) and b (256 x 8 bits), by the tensor cores
 MMA_B1 = Instruction(
     "shiftadd_mma_b1",

@@ -275,17 +275,23 @@ def scale_rows(value, shape, row_terms, bias):
     return te.compute(shape, scaled, name="y")
 
 
-def reference_fixed(values: Array, form: Format) -> tuple[Array, Array]:
-    """Return q (M, K) int64 and the exponent of each row + 64, or `NOT_FINITE`, int64 (M,)."""
+def reference_moved(values: Array, form: Format) -> tuple[Array, Array]:
+    """Return x / 2^e (M, K) float32, 0 in a row that is not finite, and the exponent of each row + 64,
+    or `NOT_FINITE`, int64 (M,)."""
     low, high = form.fields
     peak = (np.asarray(values, np.float32).view(np.uint32) & 0x7FFFFFFF).max(axis=1)
     field = np.maximum(peak >> FRACTION_BITS, low).astype(np.int64)
     finite = field <= high
     clean = np.where(finite[:, None], values, np.float32(0)).astype(np.float32)
     moved = reference_shift(clean, (high - np.minimum(field, high) - EXPONENT_BIAS)[:, None])
+    return moved, np.where(finite, field - low, NOT_FINITE)
+
+
+def reference_fixed(values: Array, form: Format) -> tuple[Array, Array]:
+    """Return q (M, K) int64 and the exponents of `reference_moved`."""
+    moved, exponents = reference_moved(values, form)
     top = (1 << form.bits) - 1
-    fixed = np.clip(np.rint(moved), -top, top).astype(np.int64)
-    return fixed, np.where(finite, field - low, NOT_FINITE)
+    return np.clip(np.rint(moved), -top, top).astype(np.int64), exponents
 
 
 def reference_unfixed(values: Array, exponents: Array) -> Array:
