@@ -17,10 +17,10 @@ from tvm.ir import IRModule
 from tvm.tirx import PrimFunc
 
 from shiftadd_tvm.ops import OP
+from shiftadd_tvm.ops.hadamard import LIVE
 from shiftadd_tvm.relax_functions import bindings_of
 
 NAME = "produce"
-LIVE = 2 * 4  # bytes of an input that threads share: a stage, and the one that it reads
 ENDS = ("lut_bits_build", "lut_tables_build", "lut_bits_group_build")
 LINKS = ("shift", "hadamard", "rms_norm", "layer_norm")  # of the value that is their first operand
 BEGINS = ("add", "activate_mul", "activate")

@@ -60,4 +60,4 @@ def test_the_gates_tolerances_are_those_of_the_code() -> None:
     relative |= {"fixed16": 1e-2, "shuffle16": 2e-3, "fixed24": 5e-4}
     assert relative == verification.RELATIVE
     for name, tolerance in stated.items():
-        assert re.search(rf"^\| `{name}` \| {tolerance}[ (]", text, re.MULTILINE)
+        assert f"| `{name}` | {tolerance} |" in text

@@ -3,11 +3,10 @@
 from tvm.s_tir import Schedule
 
 from shiftadd_tvm.backend import Backend
-from shiftadd_tvm.ops.hadamard import BUTTERFLY
+from shiftadd_tvm.ops.hadamard import BUTTERFLY, LIVE
 from shiftadd_tvm.schedules.cuda import _threads
 
 OPS = ("hadamard",)
-LIVE = 2 * 4  # bytes of an input: a stage, and the one that it reads
 
 
 def schedule(sch: Schedule, backend: Backend) -> None:

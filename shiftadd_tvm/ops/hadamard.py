@@ -11,6 +11,7 @@ from shiftadd_tvm.ops.shift import Array, shift
 from shiftadd_tvm.powers import EXPONENT_BIAS
 
 BUTTERFLY = "butterfly"  # what the stages of a transform are called, before their distance
+LIVE = 2 * 4  # bytes of an input while stages follow one another: a stage, and the one that it reads
 
 
 def rotate(values, signs, block: int):
