@@ -28,34 +28,22 @@ def schedule(sch: Schedule, backend: Backend) -> None:
 
 
 def _place(sch: Schedule, stage, held: set[str]) -> None:
-    spatial, sums = _loops(sch, stage)
+    spatial, sums = _threads.loops(sch, stage, 1)
     count, length = _extent(sch, spatial), _extent(sch, sums)
     if sch.get(stage).writes[0].source.name in held:
         # what a row has one of may not lie among what TVM overlays
         sch.set_scope(stage, 0, "shared" if sums or count == 1 else "shared.dyn")
-        spatial, sums = _loops(sch, stage)
+        spatial, sums = _threads.loops(sch, stage, 1)
     if length <= 1:
         _threads.share(sch, spatial, THREADS)
     elif length > count:
         _threads.share(sch, sums, THREADS)
     else:
         total = sch.cache_write(stage, 0, "local")
-        spatial, _ = _loops(sch, stage)
+        spatial, _ = _threads.loops(sch, stage, 1)
         _, thread = sch.split(sch.fuse(*spatial), [None, THREADS])
         sch.bind(thread, "threadIdx.x")
         sch.reverse_compute_at(total, thread, preserve_unit_loops=True)
-
-
-def _loops(sch: Schedule, stage) -> tuple[list[object], list[object]]:
-    """Return the loops of a row's results, at least one, and those of their sums."""
-    loops = sch.get_loops(stage)[1:] or [sch.add_unit_loop(stage)]
-    axes = sch.get(stage).iter_vars[1:]
-    sums = [loop for loop, axis in zip(loops, axes, strict=False) if _is_sum(axis)]
-    return [loop for loop in loops if loop not in sums], sums
-
-
-def _is_sum(axis) -> bool:
-    return int(axis.iter_type) == _threads.REDUCTION
 
 
 def _extent(sch: Schedule, loops: list[object]) -> int:
