@@ -32,7 +32,8 @@ LIBRARY = "model.so"
 PARAMETERS = "parameters.safetensors"
 GOLDEN = "golden.safetensors"
 KINDS = ("decoder", "encoder", "function")
-ACTIVATIONS = ("int16", "int8", "float32", "fixed16", "fixed24", "shuffle16")  # formats of look-ups
+# formats of look-ups
+ACTIVATIONS = ("int16", "int8", "float32", "fixed16", "fixed24", "shuffle16", "bytes16")
 CACHES = ("float32", "int8")  # formats of keys and values
 SMALL_FILE = 64 << 20  # files up to this size are hashed at load
 

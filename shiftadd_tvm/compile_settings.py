@@ -9,6 +9,7 @@ from shiftadd_tvm.errors import UsageError
 PACKAGES = ("bundle", "single-library")
 LOADS = ("map", "hugepages")
 BATCHES = (1, 2, 4)  # sequences that one decode function takes
+MORE = (8, 16, 32)  # likewise, where so many are asked for
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class CompileSettings:
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model."""
-        if self.sequences not in BATCHES:
-            *first, last = map(str, BATCHES)
+        if self.sequences not in (*BATCHES, *MORE):
+            *first, last = map(str, (*BATCHES, *MORE))
             raise UsageError(
                 f"--sequences is {self.sequences}, expected {', '.join(first)} or {last}."
             )
@@ -54,7 +55,7 @@ class CompileSettings:
     @property
     def batches(self) -> tuple[int, ...]:
         """How many sequences each decode function takes."""
-        return tuple(batch for batch in BATCHES if batch <= self.sequences)
+        return tuple(batch for batch in (*BATCHES, *MORE) if batch <= self.sequences)
 
     def command(self, target: str, context: object = None) -> str:
         """Return the command that compiles alike, without paths; a decoder has a context."""

@@ -25,6 +25,7 @@ from shiftadd_tvm.compile_settings import BATCHES, CompileSettings
 from shiftadd_tvm.cuda import codegen, toolkit
 from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.files import canonical_json, compact_json, sha256, staged
+from shiftadd_tvm.fused_producers import ENDS
 from shiftadd_tvm.ops import OP, lut_float
 from shiftadd_tvm.ops.attention import PAGE
 from shiftadd_tvm.packed import GOLDEN, PackedModel
@@ -135,8 +136,7 @@ def held_as(module: IRModule, activations: str) -> str:
     was asked for: scales without a fast form leave them as they are."""
     functions = (f for _, f in module.functions_items() if isinstance(f, PrimFunc))
     rounding = ("lut_build", "lut_fix", "lut_round")
-    gpu = ("lut_bits_build", "lut_tables_build", "lut_bits_group_build")
-    rounded = any((f.attrs or {}).get(OP) in rounding + gpu for f in functions)
+    rounded = any((f.attrs or {}).get(OP) in rounding + ENDS for f in functions)
     return activations if rounded else lut_float.NAME
 
 

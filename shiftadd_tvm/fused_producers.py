@@ -21,7 +21,7 @@ from shiftadd_tvm.ops.hadamard import LIVE
 from shiftadd_tvm.relax_functions import bindings_of
 
 NAME = "produce"
-ENDS = ("lut_bits_build", "lut_tables_build", "lut_bits_group_build")
+ENDS = ("lut_bits_build", "lut_bytes_build", "lut_tables_build", "lut_bits_group_build")
 LINKS = ("shift", "hadamard", "rms_norm", "layer_norm")  # of the value that is their first operand
 BEGINS = ("add", "activate_mul", "activate")
 

@@ -27,6 +27,7 @@ from shiftadd_tvm.ops import (
     lut_bits,
     lut_bits_group,
     lut_block,
+    lut_bytes,
     lut_float,
     lut_group,
     sample,
@@ -211,7 +212,7 @@ def _multiplier(b: Builder, x: Expr, linear: Linear, activations: str, many: boo
 def _fixed_multiplier(
     b: Builder, x: Expr, form: lut_bits.Format, columns: int, many: bool
 ) -> _Multiplier:
-    if many and not columns and form.name == gemm_half.FORMAT:
+    if many and not columns and form.name in gemm_half.FORMATS:
         parts = _parts(b, b.op("half_build", (), gemm_half.build, x))
         return _Multiplier("gemm_half", gemm_half.product, (), parts, SEPARABLE)
     if many:
@@ -224,11 +225,10 @@ def _fixed_multiplier(
         parts = _parts(b, b.op("lut_bits_group_build", (form, columns), grouped, x))
         options = (columns, form)
         return _Multiplier("lut_bits_group", lut_bits_group.query, options, parts, GROUPED)
-    bits = form.order == "fragments"
-    kind, build = ("bits", lut_bits.build) if bits else ("tables", lut_bits.build_tables)
-    parts = _parts(b, b.op(f"lut_{kind}_build", (form,), lambda v: build(v, form), x))
-    query = lut_bits.query if bits else lut_bits.query_tables
-    return _Multiplier(f"lut_{kind}_query", query, (form,), parts, SEPARABLE)
+    read = lut_bytes.read(form, int(x.ty.shape[0]))
+    build, query, _ = lut_bytes.OPERATORS[read]
+    parts = _parts(b, b.op(f"lut_{read}_build", (form,), lambda v: build(v, form), x))
+    return _Multiplier(f"lut_{read}_query", query, (form,), parts, SEPARABLE)
 
 
 def _parts(b: Builder, pair: Expr) -> list[Expr]:

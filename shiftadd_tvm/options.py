@@ -125,14 +125,15 @@ Examples = Annotated[
 Sequences = Annotated[
     int,
     typer.Option(
-        metavar="1|2|4", help="Most sequences decoded together: of fewer, the library is smaller."
+        metavar="1|2|4|…|32", help="Most sequences decoded together: of fewer, the library is smaller."
     ),
 ]
 Activations = Annotated[
-    Literal["int16", "int8", "float32", "fixed16", "fixed24", "shuffle16"] | None,
+    Literal["int16", "int8", "float32", "fixed16", "fixed24", "shuffle16", "bytes16"] | None,
     typer.Option(
         help="How look-ups hold activations: 13-bit whole numbers (int16), 7-bit ones, as they are; on "
-        "GPUs fixed point of 16 or 24 bits (shuffle16: 16, looked up by shuffles).",
+        "GPUs fixed point of 16 or 24 bits (shuffle16: 16, looked up by shuffles; "
+        "bytes16: 16, multiplied byte by byte with 0 and 1).",
         show_default="the target's own",
     ),
 ]

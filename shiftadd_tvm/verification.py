@@ -28,7 +28,7 @@ from shiftadd_tvm.errors import BadFileError, GateError
 # the golden logits do not: with int16 the largest difference is 0.29 % on SmolLM2-135M at 4 bits and
 # 0.13 % on Gemma-3-270M at 3. A model that expects a BOS and got none, since its checkpoint has no
 # tokenizer, amplifies it: Gemma-3-270M to 1.4 %, with the perplexity of float32 to five digits. With
-# fixed16 prefill rounds to float16: 0.24 % on a random two-layer model.
+# fixed16 and bytes16 prefill rounds to float16: 0.24 % on a random two-layer model.
 RELATIVE = {
     "float32": 5e-4,
     "int16": 3e-2,
@@ -36,6 +36,7 @@ RELATIVE = {
     "fixed16": 1e-2,
     "fixed24": 5e-4,
     "shuffle16": 2e-3,
+    "bytes16": 1e-2,
 }
 LEAD = RELATIVE | {"int16": 1e-2}
 # Added to both for rounded keys and values: on SmolLM2-135M the largest difference is 4.5 % with them,

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from shiftadd_tvm.ops import (
     lut,
     lut_bits,
     lut_bits_group,
+    lut_bytes,
     lut_group,
     sample,
     shift,
@@ -98,7 +99,8 @@ def terms(rng: np.random.Generator, *shape: int) -> Array:
 
 def lookup(rng: np.random.Generator, form: lut_bits.Format) -> Iterator[Case]:
     """Yield a drawn query of one token or several, and now and then what builds its operand."""
-    tokens, outputs = int(rng.choice([1, 1, 2, 4])), int(rng.integers(1, 140))
+    many = [8, 11, 32] if form.read == "bytes" else [1, 8]
+    tokens, outputs = int(rng.choice([1, 2, 4, *many])), int(rng.integers(1, 140))
     inputs, count = int(rng.integers(1, 1400)), int(rng.integers(1, 5))
     x = (rng.standard_normal((tokens, inputs)) * 10.0 ** rng.integers(-9, 9)).astype(np.float32)
     if rng.random() < 0.1:
@@ -108,21 +110,15 @@ def lookup(rng: np.random.Generator, form: lut_bits.Format) -> Iterator[Case]:
     bias = [rng.standard_normal(outputs).astype(np.float32)] if rng.random() < 0.3 else []
     levels = np.repeat(plane_terms[None], order.row_blocks(outputs, words.ROWS), axis=0)
     operands = [levels, order.pack_row_terms(row_terms, words.ROWS), *bias]
-    bits = form.order == "fragments"
-    kind = "bits" if bits else "tables"
-    build, reference = (
-        (lut_bits.build, lut_bits.reference_build)
-        if bits
-        else (lut_bits.build_tables, lut_bits.reference_build_tables)
-    )
+    read = lut_bytes.read(form, tokens)
+    build, function, reference = lut_bytes.OPERATORS[read]
     built = [*reference(x, form)]
-    function = lut_bits.query if bits else lut_bits.query_tables
     query = lambda *v: function(*v[:5], outputs, form, *v[5:])
     expected = lut_bits.reference_query(x, planes, plane_terms, row_terms, form, *bias)
     given = [*built, words.pack(planes, form.order), *operands]
     if rng.random() < 0.15:
-        yield te_case(f"lut_{kind}_build", lambda v: build(v, form), [x], built)
-    yield te_case(f"lut_{kind}_query", query, given, expected)
+        yield te_case(f"lut_{read}_build", lambda v: build(v, form), [x], built)
+    yield te_case(f"lut_{read}_query", query, given, expected)
 
 
 def lookups(number: int) -> Iterator[Case]:
@@ -156,7 +152,7 @@ def group(rng: np.random.Generator, form: lut_bits.Format, columns: int) -> Iter
 def groups(number: int) -> Iterator[Case]:
     """Yield that many drawn queries with groups."""
     rng = np.random.default_rng(11)
-    forms = [form for form in lut_bits.FORMATS.values() if form.order == "fragments"]
+    forms = [form for form in lut_bits.FORMATS.values() if form.read == "bits"]
     for index in range(number):
         columns = lut_bits_group.COLUMNS[index // len(forms) % len(lut_bits_group.COLUMNS)]
         yield from group(rng, forms[index % len(forms)], columns)
@@ -169,32 +165,41 @@ def hostile(number: int) -> Iterator[Case]:
             x = np.full((1, 4096), sign * 3.0e5, np.float32)
             planes = bcq.pack_planes(np.ones((2, 33, 4096), bool))
             one = np.full((33, 1), 64, np.uint8)
-            bits = form.order == "fragments"
-            reference = lut_bits.reference_build if bits else lut_bits.reference_build_tables
-            function = lut_bits.query if bits else lut_bits.query_tables
+            _, function, reference = lut_bytes.OPERATORS[form.read]
             levels = np.full((2, 2, 1), 64, np.uint8)
             packed = [words.pack(planes, form.order), levels, order.pack_row_terms(one, words.ROWS)]
             expected = lut_bits.reference_query(x, planes, one[:2], one, form)
             query = lambda *v, f=function, form=form: f(*v, 33, form)
-            name = f"lut_{'bits' if bits else 'tables'}_query"
-            yield te_case(name, query, [*reference(x, form), *packed], expected)
+            given = [*reference(x, form), *packed]
+            yield te_case(f"lut_{form.read}_query", query, given, expected)
+
+
+LARGE = (("fixed16", 1), ("fixed16", 4), ("fixed24", 1), ("shuffle16", 1))
+LARGE_BYTES = (("bytes16", 1), ("bytes16", 4), ("fixed16", 8), ("fixed16", 32), ("fixed24", 16))
 
 
 def large(number: int) -> Iterator[Case]:
     """Yield queries of a size that models have, whose machine code is looked at; few rows."""
-    for form in lut_bits.FORMATS.values():
-        bits = form.order == "fragments"
-        for tokens in (1, 4) if form.name == "fixed16" else (1,):
-            x = np.ones((tokens, 4096), np.float32)
-            planes = bcq.pack_planes(np.ones((3, 32, 4096), bool))
-            one, levels = np.full((32, 2), 64, np.uint8), np.full((1, 3, 2), 64, np.uint8)
-            built = (lut_bits.reference_build if bits else lut_bits.reference_build_tables)(x, form)
-            packed = [words.pack(planes, form.order), levels, order.pack_row_terms(one, words.ROWS)]
-            function = lut_bits.query if bits else lut_bits.query_tables
-            query = lambda *v, f=function, form=form: f(*v, 32, form)
-            expected = lut_bits.reference_query(x, planes, levels[0], one, form)
-            name = f"lut_{'bits' if bits else 'tables'}_query"
-            yield te_case(name, query, [*built, *packed], expected)
+    yield from _large(LARGE)
+
+
+def large_bytes(number: int) -> Iterator[Case]:
+    """Yield those of several tokens, which multiply bytes."""
+    yield from _large(LARGE_BYTES)
+
+
+def _large(chosen: Sequence[tuple[str, int]]) -> Iterator[Case]:
+    for name, tokens in chosen:
+        form = lut_bits.FORMATS[name]
+        read = lut_bytes.read(form, tokens)
+        _, function, reference = lut_bytes.OPERATORS[read]
+        x = np.ones((tokens, 4096), np.float32)
+        planes = bcq.pack_planes(np.ones((3, 32, 4096), bool))
+        one, levels = np.full((32, 2), 64, np.uint8), np.full((1, 3, 2), 64, np.uint8)
+        packed = [words.pack(planes, form.order), levels, order.pack_row_terms(one, words.ROWS)]
+        query = lambda *v, f=function, form=form: f(*v, 32, form)
+        expected = lut_bits.reference_query(x, planes, levels[0], one, form)
+        yield te_case(f"lut_{read}_query", query, [*reference(x, form), *packed], expected)
 
 
 def large_group(number: int) -> Iterator[Case]:
@@ -243,13 +248,16 @@ def half_product(given: list[Array], outputs: int) -> Any:
 
 
 def long_rows(number: int) -> Iterator[Case]:
-    """Yield transforms of rows that a GPU's blocks have to share."""
+    """Yield transforms of rows that a GPU's blocks have to share, and rows that they cannot share."""
     rng = np.random.default_rng(13)
     for inputs, block in ((11008, 256), (14336, 1024), (28672, 4096)):
         x = rng.standard_normal((2, inputs)).astype(np.float32)
         signs = rng.integers(0, 256, inputs // 8).astype(np.uint8)
         rotate = lambda v, s, block=block: hadamard.rotate(v, s, block)
         yield te_case("hadamard", rotate, [x, signs], hadamard.reference_rotate(x, signs, block), (0,))
+    x, form = rng.standard_normal((2, 13000)).astype(np.float32), lut_bits.FORMATS["bytes16"]
+    build = lambda v: lut_bytes.build(v, form)
+    yield te_case("lut_bytes_build", build, [x], [*lut_bytes.reference_build(x, form)])
 
 
 def elementwise_cases(number: int) -> Iterator[Case]:
@@ -353,6 +361,7 @@ GROUPS = {
     "lookups": lookups,
     "hostile": hostile,
     "groups": groups,
+    "large_bytes": large_bytes,
     "large": lambda number: itertools.chain(large(number), large_group(number)),
     "elementwise": elementwise_cases,
     "attention": attention_cases,

@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from shiftadd_tvm.fused_producers import NAME, FuseProducers
-from shiftadd_tvm.ops import OP, activation, elementwise, hadamard, lut_bits, shift
+from shiftadd_tvm.ops import OP, activation, elementwise, hadamard, lut_bits, lut_bytes, shift
 
 Array = np.ndarray
 EPSILON = 1e-5
@@ -40,7 +40,7 @@ class Chain:
         self._norm(value) if self._rng.random() < 0.5 else None
         self._rotate() if self._rng.random() < 0.7 else None
         self._shift()
-        form = list(lut_bits.FORMATS.values())[int(self._rng.integers(3))]
+        form = list(lut_bits.FORMATS.values())[int(self._rng.integers(len(lut_bits.FORMATS)))]
         return self._fused(form)
 
     def _draw(self, *shape: int) -> Array:
@@ -104,11 +104,9 @@ class Chain:
         self._add("shift", shift.scale_columns, len(self.given) - 1)
 
     def _fused(self, form: lut_bits.Format) -> IRModule:
-        bits = form.order == "fragments"
-        build = lut_bits.build if bits else lut_bits.build_tables
-        reference = lut_bits.reference_build if bits else lut_bits.reference_build_tables
+        build, _, reference = lut_bytes.OPERATORS[form.read]
         self.expected += reference(self.value, form)
-        name = f"lut_{'bits' if bits else 'tables'}_build"
+        name = f"lut_{form.read}_build"
         self._add(name, lambda v: build(v, form))
         types = [relax.TensorType(v.shape, str(v.dtype)) for v in self.given]
         given = [relax.Var(f"given{i}", type_) for i, type_ in enumerate(types)]

@@ -87,6 +87,22 @@ static void multiply_halves(Request* lanes[LANES]) {
     }
 }
 
+// m16n8k32: d (16 x 8) += a (16 x 32) b (32 x 8), four bytes of a word; the maps of the PTX ISA's fragments
+static void multiply_bytes(Request* lanes[LANES], bool negative) {
+  uint8_t a[16][32], b[8][32];
+  for (int l = 0; l < LANES; l++) {
+    for (int r = 0; r < 4; r++) memcpy(&a[FRAGMENT_ROW(l, r)][l % 4 * 4 + 16 * (r >> 1)], &lanes[l]->left[r], 4);
+    memcpy(&b[l / 4][l % 4 * 4], &lanes[l]->index, 4);
+    memcpy(&b[l / 4][l % 4 * 4 + 16], &lanes[l]->high, 4);
+  }
+  for (int l = 0; l < LANES; l++)
+    for (int r = 0; r < 4; r++)
+      for (int k = 0; k < 32; k++) {
+        int right = b[l % 4 * 2 + (r & 1)][k];
+        lanes[l]->result[r] += (u32)(a[l / 4 + 8 * (r >> 1)][k] * (negative ? (int8_t)right : right));
+      }
+}
+
 static void resolve(int first) {
   Request* lanes[LANES] = {};
   int present = 0, some = -1;
@@ -103,6 +119,7 @@ static void resolve(int first) {
   if (kind == MMA_B1) multiply(lanes, 8);
   if (kind == MMA_B1_HALF) multiply(lanes, 4);
   if (kind == MMA_F16) multiply_halves(lanes);
+  if (kind == MMA_U8 || kind == MMA_S8) multiply_bytes(lanes, kind == MMA_S8);
   for (int l = 0; l < LANES; l++) {
     if (!lanes[l]) continue;
     int from = l, index = (int)(lanes[l]->index % LANES);

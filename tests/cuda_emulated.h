@@ -34,7 +34,7 @@ extern Dim threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 enum State { READY, IN_WARP, AT_BARRIER, DONE };
-enum Kind { SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, BALLOT, MMA_B1, MMA_B1_HALF, MMA_F16 };
+enum Kind { SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, BALLOT, MMA_B1, MMA_B1_HALF, MMA_F16, MMA_U8, MMA_S8 };
 const int LANES = 32, MOST = 1024, STACK = 96 << 10;
 
 struct Request {  // what a lane asks of its warp
@@ -144,6 +144,14 @@ static inline void shiftadd_mma_b1(void* to, const void* left, u32 low, u32 high
 static inline void shiftadd_mma_b1_half(void* to, const void* left, u32 right) {
   using namespace emulation;
   ask({MMA_B1_HALF, true, 0, right, 0, (u32*)to, (const u32*)left});
+}
+static inline void shiftadd_mma_u8(void* to, const void* left, u32 low, u32 high) {
+  using namespace emulation;
+  ask({MMA_U8, true, 0, low, high, (u32*)to, (const u32*)left});
+}
+static inline void shiftadd_mma_s8(void* to, const void* left, u32 low, u32 high) {
+  using namespace emulation;
+  ask({MMA_S8, true, 0, low, high, (u32*)to, (const u32*)left});
 }
 static inline void shiftadd_add_shuffled(void* to, u32 value, u32 index) {
   using namespace emulation;

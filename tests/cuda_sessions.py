@@ -1,6 +1,6 @@
 """Run in a child with the emulated GPU: what sequences of one model share, and what each has alone.
 
-    python cuda_sessions.py ARTIFACT
+    python cuda_sessions.py ARTIFACT [SEQUENCES]
 
 ends with an error where a fork, a sequence that was cut, a batch, or a function called by its name gives
 other numbers than a sequence of its own, or where decode steps are not launched as graphs.
@@ -44,9 +44,25 @@ def check(
     assert session.sample(Sampling(), 0) == expected.argmax()
 
 
-def main(path: str) -> None:
+def main(path: str, sequences: str = "2") -> None:
+    """Check what sequences share, how steps are launched, and a batch of so many sequences."""
+    check_shared(Engine(path, sequences=3))
+    check_graphs(Engine(path, sequences=4))
+    check_batch(Engine(path, sequences=int(sequences) + 1), int(sequences))
+    print("equal")
+
+
+def check_batch(engine: Engine, count: int) -> None:
+    """A batch gives each of its sequences the logits that it has alone."""
+    prompts = [[5, 9, 2 + i, *range(3, 3 + i)] for i in range(count)]
+    sessions = [begun(engine, prompt) for prompt in prompts]
+    decode(sessions, [4 + i for i in range(count)])
+    for session, prompt in zip(sessions, prompts, strict=True):
+        check(session.logits(), engine, session.tokens, session, len(prompt))
+
+
+def check_shared(engine: Engine) -> None:
     """Share a page that is partly full, and write to it from both sides."""
-    engine = Engine(path, sequences=3)
     prompt = [5, 9, 2, 7, 11]
     first = engine.session()
     first.prefill(prompt)
@@ -60,8 +76,6 @@ def main(path: str) -> None:
     (rows,) = engine.call("embed", ids)
     (again,) = engine.call("embed", ids[::-1].copy())
     np.testing.assert_array_equal(rows, again[::-1])
-    check_graphs(Engine(path, sequences=4))
-    print("equal")
 
 
 def check_graphs(engine: Engine) -> None:
@@ -90,4 +104,4 @@ def begun(engine: Engine, prompt: list[int]) -> Session:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -18,6 +18,7 @@ from cuda_emulation import Emulator
 from shiftadd_tvm.cuda import nvrtc, toolkit
 
 SHAPES = 200
+READ = ("bits", "tables", "bytes")
 GROUPED = 32
 CHAINS = 24
 HALVES = 12
@@ -53,7 +54,8 @@ def test_operators_give_what_their_references_give(group: str, emulator: Emulato
 def test_look_ups_equal_the_references_on_drawn_shapes(emulator: Emulator) -> None:
     found = run(emulator, "lookups", str(SHAPES))
     queries = [name for name, _ in found if name.endswith("_query")]
-    assert len(queries) == SHAPES and {"lut_bits_query", "lut_tables_query"} == set(queries)
+    kinds = {f"lut_{read}_{part}" for read in READ for part in ("build", "query")}
+    assert len(queries) == SHAPES and kinds == {name for name, _ in found}
     assert not [case for case in found if case[1]]
 
 
@@ -90,7 +92,7 @@ def test_chains_in_one_kernel_equal_the_references(emulator: Emulator) -> None:
 def test_a_wrong_map_of_fragments_is_found(wrong: str, emulator: Emulator) -> None:
     found = run(emulator, "lookups", "6", wrong)
     bad = {name for name, difference in found if difference}
-    assert bad == {"lut_bits_query"}
+    assert bad == {"lut_bits_query", "lut_bytes_query"}
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +102,14 @@ def source(emulator: Emulator) -> str:
     return (emulator.folder / "large0.cc").read_text()
 
 
+def machine_code(source: str, arch: str = "sm_90") -> nvrtc.Compiled:
+    begin, end = source.index("\n"), source.index('extern "C" const emulation::Entry')
+    return nvrtc.Nvrtc(toolkit.find()).compile(source[begin:end], arch)
+
+
 @pytest.fixture(scope="module")
 def compiled(source: str) -> nvrtc.Compiled:
-    begin, end = source.index("\n"), source.index('extern "C" const emulation::Entry')
-    return nvrtc.Nvrtc(toolkit.find()).compile(source[begin:end], "sm_90")
+    return machine_code(source)
 
 
 def test_the_emulation_runs_the_text_that_is_compiled(source: str) -> None:
@@ -160,6 +166,21 @@ def test_loads_are_wide_and_come_first(compiled: nvrtc.Compiled, tmp_path: Path)
         assert sum(".128" in found[name][i] for i in planes[name]) >= 5, name
         body = cuda_ptx.kernels(compiled.ptx)[name]
         assert body.count("ld.global.nc.L1::no_allocate.v4.u32") == 6, name
+
+
+def test_many_tokens_multiply_bytes_on_every_gpu(emulator: Emulator, tmp_path: Path) -> None:
+    """The instruction for bytes is there on every GPU, and nothing spills."""
+    assert not [case for case in run(emulator, "large_bytes") if case[1]]
+    source = (emulator.folder / "large_bytes0.cc").read_text()
+    for arch in ("sm_80", "sm_90", "sm_120"):
+        made = machine_code(source, arch)
+        assert all(usage.spill_bytes == 0 for usage in nvrtc.usage(made.log).values()), arch
+        for name, lines in cuda_ptx.machine_code(made.cubin, tmp_path).items():
+            products = [line for line in lines if "IMMA" in line]
+            assert products and not any("BMMA" in line for line in lines), name
+            # of bits and bytes without a sign, and of those with one
+            kinds = {("U8.S8" in line, "U8.U8" in line) for line in products}
+            assert kinds == {(True, False), (False, True)}, name
 
 
 def test_the_emulator_ends_a_program_that_no_gpu_could_run(emulator: Emulator) -> None:

@@ -29,12 +29,14 @@ GREEDY = ("--max-new-tokens", "6", "--temperature", "0")
 
 
 class Built:
-    """A bundle for sm_90, its kernels in emulation, and what compiling it left behind."""
+    """A bundle, its kernels in emulation, and what compiling it left behind."""
 
-    def __init__(self, packed: Path, folder: Path) -> None:
+    def __init__(
+        self, packed: Path, folder: Path, preset: str = "cuda-sm90", **settings_: Any
+    ) -> None:
         self.artifact, self.dump = folder / "app", folder / "dump"
-        settings = CompileSettings(sequences=2, dump_ir=self.dump, package="bundle")
-        target = backend.load("cuda-sm90")
+        given = {"sequences": 2, "dump_ir": self.dump, "package": "bundle", **settings_}
+        settings, target = CompileSettings(**given), backend.load(preset)
         self.report: CompileReport = compile_model(
             open_packed(packed), self.artifact, target, settings, version="test"
         )
@@ -95,6 +97,22 @@ def test_scales_of_row_groups_on_the_emulated_gpu(tmp_path: Path) -> None:
     child = built.run("-m", "shiftadd_tvm", "verify", "--json", str(built.artifact))
     assert child.returncode == 0, child.stderr
     assert json.loads(child.stdout)["tokens_equal"]
+
+
+def test_eight_sequences_in_one_step(tmp_path: Path) -> None:
+    """By products of bytes, on a GPU that has none of bits; a batch gives what each has alone."""
+    save_tiny(tmp_path / "source", num_hidden_layers=1)
+    quantize(tmp_path / "source", tmp_path / "packed", QuantizeSettings(bits=3))
+    chosen = {"activations": "bytes16", "sequences": 8}
+    built = Built(tmp_path / "packed", tmp_path / "cuda", "cuda-sm120", **chosen)
+    assert built.report.kernels["fallback"] == 0
+    assert "shiftadd_mma_s8(" in built.source and "shiftadd_mma_b1(" not in built.source
+    assert Artifact(built.artifact).manifest["activations"] == {"lut_query": "bytes16"}
+    child = built.run("-m", "shiftadd_tvm", "verify", "--json", str(built.artifact), ARCH=120)
+    assert child.returncode == 0, child.stderr
+    script = Path(__file__).with_name("cuda_sessions.py")
+    child = built.run(str(script), str(built.artifact), "8", ARCH=120)
+    assert (child.returncode, child.stdout) == (0, "equal\n"), child.stderr
 
 
 def test_sequences_on_the_emulated_gpu(built: Built) -> None:

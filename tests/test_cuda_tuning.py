@@ -25,6 +25,7 @@ from tvm_ffi import structural_equal
 from shiftadd_tvm import backend, compiler, pipeline, tuner
 from shiftadd_tvm.cuda import driver, measuring, nvrtc
 from shiftadd_tvm.errors import BadFileError, GateError, UnsupportedError, UsageError
+from shiftadd_tvm.ops import lut_bits, lut_bytes
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.tuner import CANDIDATES, TuneRequest
 from shiftadd_tvm.tuning import candidates, gpu, space, tasks
@@ -127,12 +128,14 @@ def test_compiling_takes_the_fastest_that_is_right(shape: WordShape, committed: 
 
 
 def test_a_shape_makes_the_function_that_compiling_emits(tiny: Tiny) -> None:
-    for activations in ("fixed16", "fixed24", "shuffle16"):
-        module, _ = compiler.relax_module(open_packed(tiny.packed), TARGET, activations)
+    batches = (1, 4, 8)
+    for activations, form in lut_bits.FORMATS.items():
+        module, _ = compiler.relax_module(open_packed(tiny.packed), TARGET, activations, batches)
         found = tasks.of_module(module, TARGET)
-        assert {one.shape.tokens for one in found} == {1, 2, 4}
+        assert {one.shape.tokens for one in found} == {*batches}
         for one in found:
-            assert isinstance(one.shape, WordShape) and one.shape.activations == activations
+            assert isinstance(one.shape, WordShape)
+            assert one.shape.read == lut_bytes.read(form, one.shape.tokens)
             assert key(one.shape.function(TARGET.rows)) == key(one.function)
 
 

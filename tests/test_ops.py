@@ -45,6 +45,7 @@ TIR_OPS = {  # see test_attention.py and test_sample.py
 GPU_OPS = {  # see cuda_cases.py
     *("lut_bits_build", "lut_bits_query"),
     *("lut_tables_build", "lut_tables_query"),
+    *("lut_bytes_build", "lut_bytes_query"),
     *("lut_bits_group_build", "lut_bits_group"),
     *("half_build", "gemm_half"),
 }

@@ -187,6 +187,25 @@ def test_several_sequences_do_not_disturb_each_other(tiny: Tiny) -> None:
         assert compare(session.decode(token), logits[None], EQUAL).passed
 
 
+def test_eight_sequences_where_they_are_asked_for(tiny: Tiny, tmp_path: Path) -> None:
+    """One step of all of them gives what each gives alone; nine are more than the artifact takes."""
+    model, output = open_packed(tiny.packed), tmp_path / "app"
+    compile_model(model, output, backend.detect(), CompileSettings(sequences=8), version="test")
+    engine = Engine(output, sequences=10)
+    assert engine.batches == [1, 2, 4, 8]
+    prompts = [[5, 9, 2 + i, *range(3, 3 + i)] for i in range(9)]
+    sessions, others = ([engine.session() for _ in prompts[:n]] for n in (9, 1))
+    for session, prompt in zip(sessions, prompts, strict=True):
+        session.prefill(prompt)
+    found = decode(sessions[:8], [9] * 8)
+    for prompt, logits in zip(prompts, found, strict=False):
+        others[0].truncate(0)
+        others[0].prefill(prompt)
+        assert compare(others[0].decode(9), logits[None], EQUAL).passed
+    with pytest.raises(UsageError, match="1, 2, 4, 8"):
+        decode(sessions, [9] * 9)
+
+
 def test_sessions_say_what_they_cannot_do(tiny: Tiny) -> None:
     """Too long, outside the vocabulary, empty: one sentence each."""
     session = Engine(tiny.artifact).session()

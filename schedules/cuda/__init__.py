@@ -6,7 +6,7 @@ from shiftadd_tvm.backend import Backend
 WARP = 32
 ROWS = 32  # of a row block: two tiles of the tensor cores, a row a lane
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-ACTIVATIONS = ("fixed16", "fixed24", "shuffle16", "float32")
+ACTIVATIONS = ("fixed16", "fixed24", "shuffle16", "bytes16", "float32")
 SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}  # KiB
 KEPT = 2048  # bytes of it for what stages have one of
 EMULATED = ("sm_100", "sm_120")  # their compiler emulates binary tensor cores: shuffles come first

@@ -79,6 +79,20 @@ MMA_B1_HALF = Instruction(
     '{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};" '
     ': "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(right));',
 )
+def _bytes(kind: str) -> Instruction:
+    return Instruction(
+        f"shiftadd_mma_{kind}",
+        "void* to, const void* left, unsigned low, unsigned high",
+        "unsigned* d = (unsigned*)to; const unsigned* a = (const unsigned*)left; "
+        f'asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.{kind}.s32 '
+        '{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" '
+        ': "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) '
+        ': "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(low), "r"(high));',
+    )
+
+
+# d (16 x 8) += a (16 x 32) · b (32 x 8), bytes without a sign by bytes without or with one
+MMA_U8, MMA_S8 = _bytes("u8"), _bytes("s8")
 # adds the value that the lane `index % 32` of the warp holds
 ADD_SHUFFLED = Instruction(
     "shiftadd_add_shuffled",

@@ -22,7 +22,7 @@ from shiftadd_tvm.ops.shift import FRACTION_BITS, Array, apply_terms, shift
 
 FORM = lut.Format("half", 15, ())  # magnitudes below 2^15
 ORDER = "fragments"
-FORMAT = "fixed16"  # of `lut_bits.py`, with which prefill takes these: it has 16 bits, this 11
+FORMATS = ("fixed16", "bytes16")  # of `lut_bits.py`, with which prefill takes these: 16 bits, here 11
 TILE, TILES = 8, 16  # rows of a tile, and tiles that a warp takes
 DROPPED = 13  # bits of a float32's fraction that a float16 has not
 LEAST = 113  # exponent field of the smallest float16 that is kept

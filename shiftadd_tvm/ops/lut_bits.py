@@ -7,7 +7,8 @@ q is cut into digits of 8 bits, the highest one signed (two's complement): the s
 32 bits whatever their order, so every kernel gives the same numbers. They are put together in 64 bits and
 rounded once, to float32. What follows (c, 2^e, r) are shifts and adds of float32, as in `lut.py`.
 
-A query reads the activations in one of two forms (`build`, `build_tables`); what is computed is the same:
+A query reads the activations in one of three forms (`build`, `build_tables`, and the bytes of
+`lut_bytes.py`); what is computed is the same:
 
     bits    uint32 (M, W, 8 D)       bit i of word [m, w, j]: bit j of q at input 32 w + i
     tables  uint32 (M, S, 26, 32)    entry [m, s, g, i]: sum_j (bit j of i) · q at input 128 s + 5 g + j
@@ -36,6 +37,7 @@ class Format:
     name: str
     width: int
     order: str  # of the planes that its kernels read (`words.py`)
+    read: str = "bits"  # what they read of an activation: bits, tables or bytes
 
     @property
     def fixed(self) -> lut.Format:
@@ -53,7 +55,8 @@ FORMATS = {
     for form in (
         Format("fixed16", 16, "fragments"),
         Format("fixed24", 24, "fragments"),
-        Format("shuffle16", 16, "lanes"),
+        Format("shuffle16", 16, "lanes", "tables"),
+        Format("bytes16", 16, "fragments", "bytes"),
     )
 }
 
@@ -97,9 +100,15 @@ def _scale(fixed, exponent, form: Format):
 
 def build(values, form: Format):
     """Return bits (M, W, 8 D) and scale (M, 1 + D), uint32, of values (M, K) float32."""
+    fixed, scale = fixed_and_scale(values, form)
+    return [bits_of(fixed, form), scale]
+
+
+def fixed_and_scale(values, form: Format):
+    """Return the whole numbers of `lut.fixed` and scale (M, 1 + D) uint32 of values (M, K) float32."""
     _check(int(values.shape[1]))
     fixed, exponent = lut.fixed(values, form.fixed)
-    return [bits_of(fixed, form), _scale(fixed, exponent, form)]
+    return fixed, _scale(fixed, exponent, form)
 
 
 def bits_of(fixed, form: Format):
@@ -122,8 +131,7 @@ def bits_of(fixed, form: Format):
 def build_tables(values, form: Format):
     """Return tables (M, S, 26, 32) and scale (M, 1 + D), uint32, of values (M, K) float32."""
     rows, inputs = values.shape[0], int(values.shape[1])
-    _check(inputs)
-    fixed, exponent = lut.fixed(values, form.fixed)
+    fixed, scale = fixed_and_scale(values, form)
     zero = const(0, "int32")
 
     def entry(m, s, g, i):
@@ -136,7 +144,7 @@ def build_tables(values, form: Format):
         return total.astype("uint32")
 
     shape = (rows, words.steps(inputs, form.order), GROUPS, 1 << GROUP)
-    return [te.compute(shape, entry, name="tables"), _scale(fixed, exponent, form)]
+    return [te.compute(shape, entry, name="tables"), scale]
 
 
 def query(bits, scale, planes, plane_terms, row_terms, outputs: int, form: Format, bias=None):
@@ -154,7 +162,7 @@ def query(bits, scale, planes, plane_terms, row_terms, outputs: int, form: Forma
 
     shape = (rows, blocks, count, form.digits, words.ROWS)
     sums = te.compute(shape, found, name="sums")
-    return _finish(sums, scale, plane_terms, row_terms, outputs, form, bias)
+    return finish(sums, scale, plane_terms, row_terms, outputs, form, bias)
 
 
 def query_tables(tables, scale, planes, plane_terms, row_terms, outputs, form: Format, bias=None):
@@ -168,7 +176,7 @@ def query_tables(tables, scale, planes, plane_terms, row_terms, outputs, form: F
         return te.sum(tables[m, s, g, index.astype("int32")], axis=[s, g])
 
     sums = te.compute((rows, blocks, count, 1, words.ROWS), found, name="sums")
-    return _finish(sums, scale, plane_terms, row_terms, outputs, form, bias)
+    return finish(sums, scale, plane_terms, row_terms, outputs, form, bias)
 
 
 def table_index(word, g):
@@ -183,7 +191,8 @@ def table_index(word, g):
     return (low | high) & _u32((1 << GROUP) - 1)
 
 
-def _finish(sums, scale, plane_terms, row_terms, outputs: int, form: Format, bias):
+def finish(sums, scale, plane_terms, row_terms, outputs: int, form: Format, bias):
+    """Return y (M, N) float32 of sums (M, NB, P, D, 32) uint32, or (M, NB, P, 1, 32) of whole numbers."""
     rows, blocks, count, digits, lanes = sums.shape
     # sums of whole numbers already are put together: the offset then is
     one = int(digits) == 1
@@ -220,7 +229,8 @@ def reference_fixed(values: Array, form: Format) -> tuple[Array, Array]:
     return lut.reference_fixed(values, form.fixed)
 
 
-def _reference_scale(fixed: Array, exponents: Array, form: Format) -> Array:
+def reference_scale(fixed: Array, exponents: Array, form: Format) -> Array:
+    """Return scale (M, 1 + D) uint32 of the results of `reference_fixed`."""
     digits = [(fixed >> (d * DIGIT)) & 255 for d in range(form.digits - 1)]
     digits.append(fixed >> ((form.digits - 1) * DIGIT))
     totals = np.stack([digit.sum(axis=1) for digit in digits], axis=1)
@@ -237,7 +247,7 @@ def reference_build(values: Array, form: Format) -> tuple[Array, Array]:
     flags = (padded.reshape(rows, -1, words.BITS, 1) >> places) & 1  # (M, W, 32, 8 D)
     weights = np.int64(1) << np.arange(words.BITS, dtype=np.int64)
     bits = (flags * weights[:, None]).sum(axis=2).astype(np.uint32)
-    return bits, _reference_scale(fixed, exponents, form)
+    return bits, reference_scale(fixed, exponents, form)
 
 
 def reference_build_tables(values: Array, form: Format) -> tuple[Array, Array]:
@@ -250,7 +260,7 @@ def reference_build_tables(values: Array, form: Format) -> tuple[Array, Array]:
     padded[:, :, :SPAN] = spans.reshape(rows, -1, SPAN)
     chosen = (np.arange(1 << GROUP)[:, None] >> np.arange(GROUP)) & 1
     tables = padded.reshape(rows, padded.shape[1], GROUPS, GROUP) @ chosen.T
-    return tables.astype(np.uint32), _reference_scale(fixed, exponents, form)
+    return tables.astype(np.uint32), reference_scale(fixed, exponents, form)
 
 
 def reference_query(

@@ -24,7 +24,7 @@ from shiftadd_tvm import pipeline
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.cuda import measuring, nvrtc, toolkit
 from shiftadd_tvm.errors import GateError, UsageError
-from shiftadd_tvm.ops import lut_bits, words
+from shiftadd_tvm.ops import lut_bits, lut_bytes, words
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.powers import EXPONENT_BIAS
 from shiftadd_tvm.tuning import log as logs
@@ -197,8 +197,7 @@ def example(shape: WordShape) -> tuple[list[Array], Array]:
     values = rng.standard_normal((shape.tokens, shape.inputs)).astype(np.float32)
     plane_terms, row_terms = terms(count, shape.plane_terms), terms(shape.outputs, shape.row_terms)
     bias = [rng.standard_normal(shape.outputs).astype(np.float32)] if shape.bias else []
-    bits = form.order == "fragments"
-    built = (lut_bits.reference_build if bits else lut_bits.reference_build_tables)(values, form)
+    built = lut_bytes.OPERATORS[shape.read][2](values, form)
     size = words.shape(count, shape.outputs, shape.inputs, form.order)
     drawn = hashlib.shake_128(seed(shape).encode()).digest(int(np.prod(size)) * 4)
     planes = np.frombuffer(drawn, "<u4").reshape(size)

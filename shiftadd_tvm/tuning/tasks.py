@@ -140,7 +140,7 @@ def build_function(shape: Shape) -> PrimFunc:
 def tunable(backend: Backend) -> list[str]:
     """Return the operators whose schedule has knobs, and whose arguments `Shape` knows."""
     found = schedules(backend.family)
-    known = ("lut_query", *word_shapes.OPS.values())
+    known = ("lut_query", *word_shapes.OPS)
     return [op for op in known if getattr(found.get(op), "KNOBS", None)]
 
 
@@ -179,7 +179,7 @@ def _calls(module: IRModule) -> Counter[str]:
 def shape_of(function: PrimFunc) -> Shape | WordShape:
     """Return the shape of a look-up."""
     op = str(function.attrs[OP])
-    if op in word_shapes.OPS.values():
+    if op in word_shapes.OPS:
         return word_shapes.shape_of(function, op)
     (tables, _, planes, *_), common = sizes_of(function)
     return Shape(steps=planes[2], bits=planes[1], digits=tables[3], **common)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from tvm.tirx import PrimFunc
 
-from shiftadd_tvm.ops import lut_bits, words
+from shiftadd_tvm.ops import lut_bits, lut_bytes, words
 from shiftadd_tvm.tuning.emitted import emitted, sizes_of
 
-OPS = {"fragments": "lut_bits_query", "lanes": "lut_tables_query"}  # by the order of the planes
+OPS = {f"lut_{read}_query": read for read in lut_bytes.OPERATORS}  # -> what is read of an activation
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,12 @@ class WordShape:
     @property
     def op(self) -> str:
         """The operator's name."""
-        return OPS[self.form.order]
+        return f"lut_{self.read}_query"
+
+    @property
+    def read(self) -> str:
+        """What is read of an activation."""
+        return lut_bytes.read(self.form, self.tokens)
 
     @property
     def held(self) -> str:
@@ -51,12 +56,14 @@ class WordShape:
     def tensors(self, rows: int) -> list[tuple[tuple[int, ...], str]]:
         """Return (shape, dtype) of each argument but the output, for row blocks of `rows`."""
         form = self.form
-        built: tuple[int, ...] = (self.tokens, self.inputs // words.BITS, form.width)
-        if form.order == "lanes":
-            built = (self.tokens, self.steps, lut_bits.GROUPS, 1 << lut_bits.GROUP)
+        built: tuple[int, ...] = {
+            "bits": (self.inputs // words.BITS, form.width),
+            "tables": (self.steps, lut_bits.GROUPS, 1 << lut_bits.GROUP),
+            "bytes": (self.steps, form.digits, 4, 16),
+        }[self.read]
         planes = words.shape(self.bits, self.outputs, self.inputs, form.order)
         found: list[tuple[tuple[int, ...], str]] = [
-            (built, "uint32"),
+            ((self.tokens, *built), "uint32"),
             ((self.tokens, 1 + form.digits), "uint32"),
             (planes, "uint32"),
             ((planes[0], self.bits, self.plane_terms), "uint8"),
@@ -66,7 +73,7 @@ class WordShape:
 
     def function(self, rows: int) -> PrimFunc:
         """Return the query of this shape as compiling emits it."""
-        query = lut_bits.query if self.form.order == "fragments" else lut_bits.query_tables
+        _, query, _ = lut_bytes.OPERATORS[self.read]
         compute = lambda t, e, p, c, r, *b: query(t, e, p, c, r, self.outputs, self.form, *b)
         return emitted(self.op, compute, self.tensors(rows))
 
@@ -74,7 +81,7 @@ class WordShape:
 def shape_of(function: PrimFunc, op: str) -> WordShape:
     """Return the shape of a query of that name."""
     (_, scale, planes, *_), common = sizes_of(function)
-    order = next(order for order, name in OPS.items() if name == op)
-    held = (order, scale[1] - 1)
-    forms = [f.name for f in lut_bits.FORMATS.values() if (f.order, f.digits) == held]
+    held = (OPS[op], scale[1] - 1)
+    read = lambda form: lut_bytes.read(form, common["tokens"])
+    forms = [f.name for f in lut_bits.FORMATS.values() if (read(f), f.digits) == held]
     return WordShape(steps=planes[1], bits=planes[2], activations=forms[0], **common)
