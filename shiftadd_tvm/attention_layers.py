@@ -7,7 +7,7 @@ from tvm import relax, tirx
 
 from shiftadd_tvm.decoder_model import Attention, HeadColumns, Rope
 from shiftadd_tvm.layers import Builder, Columns
-from shiftadd_tvm.ops import attend, attention, elementwise, heads
+from shiftadd_tvm.ops import attend, attention, elementwise, heads, place
 from shiftadd_tvm.ops.scores import Scores
 
 Expr = Any  # TVM's classes have no static types
@@ -22,6 +22,19 @@ class Layer:
     path: str  # of its block, by which the names of norms are found
 
 
+@dataclass(frozen=True)
+class _Heads:
+    """The heads of queries, keys or values: a tensor (n, columns), and where they lie in it."""
+
+    tensor: Expr
+    layout: heads.Layout
+
+    @property
+    def width(self) -> int:
+        """The columns of the tensor."""
+        return int(self.tensor.ty.shape.values[1])
+
+
 class Cache:
     """The key/value cache inside one function: pages as inputs, updated in place layer by layer."""
 
@@ -34,12 +47,15 @@ class Cache:
         sequences: int,
         sequence: bool,
         held: str,
+        together: bool,
     ) -> None:
         """`epsilon` is that of norms of heads; `sequence`: all rows belong to one sequence (prefill);
-        else row i is sequence i; `held` is the format of `ops/attention.py` that pages have."""
+        else row i is sequence i; `held` is the format of `ops/attention.py` that pages have;
+        `together`: heads that only turn go to the cache by one operator (`ops/place.py`)."""
         pages, width = tirx.Var("pages", "int64"), tirx.Var("width", "int64")
         page, size, kv_heads = attention.PAGE, kind.head_dim, kind.kv_heads
         self._b, self._kind, self._epsilon, self._sequence = b, kind, epsilon, sequence
+        self._together = together and held == "float32"
         self._held, rows = held, size + attention.EXPONENTS[held]
         self._keys_type = relax.TensorType((layers, pages, kv_heads, rows, page), held)
         self._values_type = relax.TensorType((layers, pages, kv_heads, page, size), held)
@@ -65,23 +81,26 @@ class Cache:
         frequencies = self._b.parameter(name)
         return self._b.op("rope_angles", (rope.scale,), compute, positions, frequencies)
 
-    def _heads(
-        self, parts: list[Columns], where: HeadColumns, norm: str, angles: Expr | None
-    ) -> Expr:
-        """Return the query or key heads (n, heads D), normalized and turned."""
-        b, x, layout = self._b, parts[where.source], self._layout(parts, where)
-        tensor = x.tensor
-        if norm:
-            epsilon, own = self._epsilon, layout
-            compute = lambda v, weight: heads.head_norm(v, weight, epsilon, own)
-            tensor = b.op("head_norm", (epsilon, own), compute, tensor, b.parameter(norm))
-            layout = heads.Layout(layout.heads, layout.size)
+    def _normed(self, parts: list[Columns], where: HeadColumns, norm: str) -> _Heads:
+        """Return the heads where they lie, or normalized, side by side."""
+        b, x, layout = self._b, parts[where.source].tensor, self._layout(parts, where)
+        if not norm:
+            return _Heads(x, layout)
+        epsilon = self._epsilon
+        compute = lambda v, weight: heads.head_norm(v, weight, epsilon, layout)
+        normed = b.op("head_norm", (epsilon, layout), compute, x, b.parameter(norm))
+        return _Heads(normed, heads.Layout(layout.heads, layout.size))
+
+    def _turned(self, of: _Heads, angles: Expr | None) -> Expr:
+        """Return the heads (n, heads D) side by side, turned by `angles`."""
+        b, layout = self._b, of.layout
         if angles is not None:
             turn = lambda v, a: heads.rope(v, a, layout)
-            return b.op("rope", (layout,), turn, tensor, angles)
-        if norm:
-            return tensor
-        return b.op("take_heads", (layout,), lambda v: heads.take_heads(v, layout), tensor)
+            return b.op("rope", (layout,), turn, of.tensor, angles)
+        size = layout.heads * layout.size
+        if layout == heads.Layout(layout.heads, layout.size) and of.width == size:
+            return of.tensor
+        return b.op("take_heads", (layout,), lambda v: heads.take_heads(v, layout), of.tensor)
 
     def _layout(self, parts: list[Columns], where: HeadColumns) -> heads.Layout:
         kind = self._kind
@@ -95,10 +114,14 @@ class Cache:
         the attention (n, heads D) of the queries. `angles` turn queries and keys."""
         b, kind, sequence, held = self._b, self._kind, self._sequence, self._held
         named = lambda norm: norm and f"{layer.path}.{norm}.weight"
-        queries = self._heads(parts, kind.query, named(kind.query_norm), angles)
-        new_keys = self._heads(parts, kind.key, named(kind.key_norm), angles)
+        given = [
+            self._normed(parts, kind.query, named(kind.query_norm)),
+            self._normed(parts, kind.key, named(kind.key_norm)),
+            self._normed(parts, kind.value, ""),
+        ]
         index = tirx.const(layer.index, "int64")
-        self._append(new_keys, parts[kind.value.source], self._layout(parts, kind.value), index)
+        put = self._place if self._together and angles is not None else self._append
+        queries = put(given, angles, index, rows)
         rules = Scores(kind.scale, layer.window, kind.cap, kind.alibi)
         sizes = (kind.heads, kind.kv_heads, kind.head_dim)
         make = lambda: attend.attend(*sizes, sequence, rules, held)
@@ -107,19 +130,39 @@ class Cache:
         operands = [queries, self.keys, self.values, self.table, self.length, index]
         return b.blocks.emit(relax.call_tir(function, operands, out))
 
-    def _append(self, new_keys: Expr, values: Columns, layout: heads.Layout, index: Expr) -> None:
-        b, sequence, width = self._b, self._sequence, int(values.tensor.ty.shape.values[1])
-        append = b.tir(
-            ("append", sequence, layout, width),
-            lambda: attention.append(layout, sequence, width, self._held),
+    def _append(self, given: list[_Heads], angles: Expr | None, index: Expr, rows: Expr) -> Expr:
+        """Write keys and values into the cache; return the queries."""
+        query, key, value = given
+        queries, new_keys = self._turned(query, angles), self._turned(key, angles)
+        sequence = self._sequence
+        make = lambda: attention.append(value.layout, sequence, value.width, self._held)
+        function = self._b.tir(("append", sequence, value.layout, value.width), make)
+        self._written(function, [new_keys, value.tensor, self.table, self.length, index])
+        return queries
+
+    def _place(self, given: list[_Heads], angles: Expr, index: Expr, rows: Expr) -> Expr:
+        """Do the same by one operator."""
+        layouts, sequence = [part.layout for part in given], self._sequence
+        widths = (given[0].width, given[1].width, given[2].width)
+        of = place.Heads(*layouts, widths, int(angles.ty.shape.values[2]))
+        function = self._b.tir(("place", sequence, of), lambda: place.place(of, sequence))
+        out = relax.TensorType((rows, of.query.heads * of.query.size), "float32")
+        sources = [part.tensor for part in given]
+        operands = [*sources, angles, self.table, self.length, index]
+        (queries,) = self._written(function, operands, out)
+        return queries
+
+    def _written(self, function: Expr, operands: list[Expr], *results: Expr) -> list[Expr]:
+        """Call what writes the cache; return its other results."""
+        emit = self._b.blocks.emit
+        call = relax.call_tir_inplace(
+            function,
+            [self.keys, self.values, *operands],
+            inplace_indices=[0, 1, *(-1 for _ in results)],
+            out_ty=[self._keys_type, self._values_type, *results],
         )
-        written = b.blocks.emit(
-            relax.call_tir_inplace(
-                append,
-                [self.keys, self.values, new_keys, values.tensor, self.table, self.length, index],
-                inplace_indices=[0, 1],
-                out_ty=[self._keys_type, self._values_type],
-            )
+        written = emit(call)
+        self.keys, self.values, *found = (
+            emit(relax.TupleGetItem(written, i)) for i in range(2 + len(results))
         )
-        self.keys = b.blocks.emit(relax.TupleGetItem(written, 0))
-        self.values = b.blocks.emit(relax.TupleGetItem(written, 1))
+        return found

@@ -127,7 +127,7 @@ def relax_module(
     """
     groups = parameters.groups(model, backend.rows, activations)
     found = parameters.parameters(model, groups, backend.lanes, backend.rows)
-    wanted = (activations, batches, cache, graph.chunk(backend.device))
+    wanted = (activations, batches, cache, graph.chunk(backend.device), bool(backend.device))
     return graph.build(model, found, groups, *wanted), found
 
 

@@ -44,16 +44,17 @@ def build(
     batches: tuple[int, ...] = BATCHES,
     cache: str = "float32",
     rows: int = CHUNK,
+    together: bool = False,
 ) -> IRModule:
     """Return the Relax module of a decoder over `found` and `groups` of `parameters.py`.
 
     `activations` is the format of look-ups: a name of `lut.FORMATS`, or `lut_float.NAME`. There is a
     decode function for each of `batches`. `cache` is the format of keys and values, `rows` how many
-    prefill takes at most.
+    prefill takes at most. `together` spares launches (`attention_layers.Cache`).
     """
     types = {p.name: relax.TensorType(p.shape, p.dtype) for p in found}
     builder = layers.Builder(types)
-    graph = _DecoderGraph(builder, model, groups, activations, cache, rows)
+    graph = _DecoderGraph(builder, model, groups, activations, cache, rows, together)
     graph.embed()
     graph.prefill()
     graph.logits()
@@ -84,11 +85,12 @@ class _DecoderGraph:
         activations: str,
         cache: str,
         rows: int,
+        together: bool,
     ) -> None:
         decoder = model.decoder
         self._b, self._decoder = b, decoder
         self._groups, self._activations, self._held = groups, activations, cache
-        self._rows = rows
+        self._rows, self._together = rows, together
         self._scaled = model.dtype(f"{decoder.embedding}.weight") == "I8"
         self._head = decoder.embedding if decoder.tied_embeddings else decoder.head
 
@@ -135,7 +137,8 @@ class _DecoderGraph:
     def _cache(self, sequences: int, sequence: bool) -> Cache:
         kind, epsilon = self._decoder.attention, self._decoder.norm.epsilon
         layers, held = self._decoder.layers, self._held
-        return Cache(self._b, kind, epsilon, layers, sequences, sequence, held)
+        own = (sequences, sequence, held, self._together)
+        return Cache(self._b, kind, epsilon, layers, *own)
 
     def _embedded(self, ids: Any, many: bool) -> Any:
         b, decoder = self._b, self._decoder

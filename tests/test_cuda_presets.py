@@ -1,14 +1,20 @@
 """SmolLM2-135M at 3 bits for every GPU, on a machine without one; its weights are made up."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import tvm
+from tvm import relax
 
-from shiftadd_tvm import backend, shapes, synthetic
+from shiftadd_tvm import backend, compiler, pipeline, shapes, synthetic
 from shiftadd_tvm.artifact import LIBRARY, Artifact
 from shiftadd_tvm.compile_settings import CompileSettings
 from shiftadd_tvm.compiler import compile_model
 from shiftadd_tvm.cuda import codegen, nvrtc
+from shiftadd_tvm.fused_producers import FuseProducers
+from shiftadd_tvm.ops import OP
+from shiftadd_tvm.relax_functions import bindings_of
 from shiftadd_tvm.settings import QuantizeSettings
 
 PRESETS = [name for name, preset in backend.presets().items() if preset.device]
@@ -46,3 +52,19 @@ def test_smollm2_at_3_bits_compiles(name: str, tmp_path: Path) -> None:
     manifest = Artifact(tmp_path / "app").manifest
     assert manifest["target"]["device"] == target.device and manifest["verified"] is False
     assert manifest["activations"] == {"lut_query": target.activations[0]}
+
+
+def test_a_layer_of_one_width_is_ten_kernels() -> None:
+    """Four that make activations ready, four look-ups, one that fills the cache, and attention."""
+    target = backend.load("cuda-sm90")
+    config = shapes.config("smollm2-135m")
+    model = synthetic.SyntheticModel(config, QuantizeSettings(bits=3, embedding_bits=8))
+    module, _ = compiler.relax_module(model, target, "fixed16", (1,))
+    prepared = [*(step() for step in pipeline.PREPARE), FuseProducers(target.shared)]
+    module = tvm.transform.Sequential(prepared)(module)
+    calls = (b.value for b in bindings_of(module["decode_b1"]) if isinstance(b.value, relax.Call))
+    called = (c.args[0] for c in calls if getattr(c.op, "name", "").startswith("relax.call_tir"))
+    counts = Counter(str(module[variable].attrs[OP]) for variable in called)
+    layers = model.decoder.layers
+    each = {name: n / layers for name, n in counts.items() if n >= layers}
+    assert each == {"produce": 4, "lut_bits_query": 4, "place": 1, "attend": 1}

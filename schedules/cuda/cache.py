@@ -1,11 +1,11 @@
-"""positions and append on GPUs: a number a thread."""
+"""positions, append and place on GPUs: a number a thread."""
 
 from tvm.s_tir import Schedule
 
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.schedules.cuda import _threads
 
-OPS = ("positions", "append")
+OPS = ("positions", "append", "place")
 
 
 def schedule(sch: Schedule, backend: Backend) -> None:

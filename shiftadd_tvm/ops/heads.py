@@ -67,18 +67,20 @@ def head_norm(values, weight, epsilon: float, layout: Layout):
 def rope(values, angles, layout: Layout):
     """Rotate the first 2 A dimensions of each head, halves against each other as Hugging Face does,
     by angles (n, 2, A); return the heads side by side, float32 (n, heads D)."""
-    half, size = int(angles.shape[2]), layout.size
-
-    def rotated(i, k):
-        head, d = k // size, k % size
-        j, first = d % half, d < half
-        partner = (d + half) % (2 * half)
-        sine = tirx.Select(first, -angles[i, 1, j], angles[i, 1, j])
-        value = values[i, layout.column(head, d)]
-        turned = value * angles[i, 0, j] + values[i, layout.column(head, partner)] * sine
-        return turned if 2 * half == size else tirx.Select(d < 2 * half, turned, value)
-
+    size = layout.size
+    rotated = lambda i, k: turned(values, angles, layout, i, k // size, k % size)
     return te.compute((values.shape[0], layout.heads * size), rotated, name="y")
+
+
+def turned(values, angles, layout: Layout, i, head, d):
+    """Return number d of a head of row i, rotated, as an expression."""
+    half = int(angles.shape[2])
+    j, first = d % half, d < half
+    partner = (d + half) % (2 * half)
+    sine = tirx.Select(first, -angles[i, 1, j], angles[i, 1, j])
+    value = values[i, layout.column(head, d)]
+    found = value * angles[i, 0, j] + values[i, layout.column(head, partner)] * sine
+    return found if 2 * half == layout.size else tirx.Select(d < 2 * half, found, value)
 
 
 def reference_take_heads(values: Array, layout: Layout) -> Array:
