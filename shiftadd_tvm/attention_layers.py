@@ -142,9 +142,10 @@ class Cache:
 
     def _place(self, given: list[_Heads], angles: Expr, index: Expr, rows: Expr) -> Expr:
         """Do the same by one operator."""
-        layouts, sequence = [part.layout for part in given], self._sequence
-        widths = (given[0].width, given[1].width, given[2].width)
-        of = place.Heads(*layouts, widths, int(angles.ty.shape.values[2]))
+        (query, key, value), sequence = given, self._sequence
+        widths = (query.width, key.width, value.width)
+        turned = int(angles.ty.shape.values[2])
+        of = place.Heads(query.layout, key.layout, value.layout, widths, turned)
         function = self._b.tir(("place", sequence, of), lambda: place.place(of, sequence))
         out = relax.TensorType((rows, of.query.heads * of.query.size), "float32")
         sources = [part.tensor for part in given]
