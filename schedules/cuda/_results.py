@@ -119,23 +119,28 @@ def finish(of: Results):
     return finish
 
 
-def function(op, body, given, digits, planes_shape, plane_width, row_width, outputs, biased):
-    """Return the TIR function of `op` whose kernel is `body`, of what was built, scale, planes, terms of
-    planes and rows, (bias,) and y; `given` and `planes_shape` are shapes."""
+def shapes(given, digits, planes_shape, plane_width, row_width, outputs):
+    """Return the shapes that `function` takes, of a look-up; `given` and `planes_shape` are shapes."""
     tokens, blocks, count = given[0], planes_shape[0], planes_shape[2]
-    padded = blocks * words.ROWS
+    terms = ((blocks, count, plane_width), (row_width, blocks * words.ROWS))
+    return (given, (tokens, 1 + digits), planes_shape, *terms, (tokens, outputs))
 
-    if biased:
-        return _with_bias(op, body, given, digits, planes_shape, plane_width, row_width, outputs)
 
+def function(op, body, shapes, biased):
+    """Return the TIR function of `op` whose kernel is `body`, of tensors of these shapes: what was built
+    and its scale, planes, terms of planes and rows, (bias,) and y."""
+    return (_with_bias if biased else _plain)(op, body, *shapes)
+
+
+def _plain(op, body, given, scales, planes_shape, plane_shape, row_shape, results):
     @T.prim_func(s_tir=True, private=True)
     def plain(
         given_: T.Buffer(given, "uint32"),
-        scale: T.Buffer((tokens, 1 + digits), "uint32"),
+        scale: T.Buffer(scales, "uint32"),
         planes: T.Buffer(planes_shape, "uint32"),
-        plane_terms: T.Buffer((blocks, count, plane_width), "uint8"),
-        row_terms: T.Buffer((row_width, padded), "uint8"),
-        y: T.Buffer((tokens, outputs), "float32"),
+        plane_terms: T.Buffer(plane_shape, "uint8"),
+        row_terms: T.Buffer(row_shape, "uint8"),
+        y: T.Buffer(results, "float32"),
     ):
         T.func_attr({"tirx.noalias": True, OP: op})
         body(given_, scale, planes, plane_terms, row_terms, None, y)
@@ -143,19 +148,16 @@ def function(op, body, given, digits, planes_shape, plane_width, row_width, outp
     return plain
 
 
-def _with_bias(op, body, given, digits, planes_shape, plane_width, row_width, outputs):
-    tokens, blocks, count = given[0], planes_shape[0], planes_shape[2]
-    padded = blocks * words.ROWS
-
+def _with_bias(op, body, given, scales, planes_shape, plane_shape, row_shape, results):
     @T.prim_func(s_tir=True, private=True)
     def with_bias(
         given_: T.Buffer(given, "uint32"),
-        scale: T.Buffer((tokens, 1 + digits), "uint32"),
+        scale: T.Buffer(scales, "uint32"),
         planes: T.Buffer(planes_shape, "uint32"),
-        plane_terms: T.Buffer((blocks, count, plane_width), "uint8"),
-        row_terms: T.Buffer((row_width, padded), "uint8"),
-        bias: T.Buffer((outputs,), "float32"),
-        y: T.Buffer((tokens, outputs), "float32"),
+        plane_terms: T.Buffer(plane_shape, "uint8"),
+        row_terms: T.Buffer(row_shape, "uint8"),
+        bias: T.Buffer((results[1],), "float32"),
+        y: T.Buffer(results, "float32"),
     ):
         T.func_attr({"tirx.noalias": True, OP: op})
         body(given_, scale, planes, plane_terms, row_terms, bias, y)

@@ -12,8 +12,9 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from shiftadd_tvm.backend import Backend
-from shiftadd_tvm.ops import OP, gemm_half, lut, words
+from shiftadd_tvm.ops import gemm_half, lut, words
 from shiftadd_tvm.ops.shift import apply_terms
+from shiftadd_tvm.schedules.cuda import _results
 from shiftadd_tvm.schedules.cuda._instructions import ADD_F16, LOAD16, LOAD16_KEPT, MMA_F16
 
 OPS = ("gemm_half",)
@@ -165,37 +166,4 @@ def kernel(
         *(halves_shape, exponent_shape, (blocks, steps, count, TILES, 32, 4)),
         *((blocks, count, terms), (width, blocks * words.ROWS), (rows, outputs)),
     )
-    return _with_bias(body, *shapes) if biased else _plain(body, *shapes)
-
-
-def _plain(body, halves_shape, exponent_shape, planes_shape, terms_shape, row_shape, y_shape):
-    @T.prim_func(s_tir=True, private=True)
-    def plain(
-        halves: T.Buffer(halves_shape, "uint32"),
-        exponent: T.Buffer(exponent_shape, "uint32"),
-        planes: T.Buffer(planes_shape, "uint32"),
-        plane_terms: T.Buffer(terms_shape, "uint8"),
-        row_terms: T.Buffer(row_shape, "uint8"),
-        y: T.Buffer(y_shape, "float32"),
-    ):
-        T.func_attr({"tirx.noalias": True, OP: "gemm_half"})
-        body(halves, exponent, planes, plane_terms, row_terms, None, y)
-
-    return plain
-
-
-def _with_bias(body, halves_shape, exponent_shape, planes_shape, terms_shape, row_shape, y_shape):
-    @T.prim_func(s_tir=True, private=True)
-    def with_bias(
-        halves: T.Buffer(halves_shape, "uint32"),
-        exponent: T.Buffer(exponent_shape, "uint32"),
-        planes: T.Buffer(planes_shape, "uint32"),
-        plane_terms: T.Buffer(terms_shape, "uint8"),
-        row_terms: T.Buffer(row_shape, "uint8"),
-        bias: T.Buffer((y_shape[1],), "float32"),
-        y: T.Buffer(y_shape, "float32"),
-    ):
-        T.func_attr({"tirx.noalias": True, OP: "gemm_half"})
-        body(halves, exponent, planes, plane_terms, row_terms, bias, y)
-
-    return with_bias
+    return _results.function("gemm_half", body, shapes, biased)

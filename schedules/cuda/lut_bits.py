@@ -171,7 +171,5 @@ def kernel(
             collect(sums, acc, v, group * part, tx % 32)
         finish(sums, scale, plane_terms, row_terms, bias, y, block * words.ROWS, tx)
 
-    return _results.function(
-        *("lut_bits_query", body, bits_shape, digits, planes_shape),
-        *(plane_width, row_width, outputs, biased),
-    )
+    shapes = _results.shapes(bits_shape, digits, planes_shape, plane_width, row_width, outputs)
+    return _results.function("lut_bits_query", body, shapes, biased)

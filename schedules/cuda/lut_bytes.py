@@ -211,7 +211,5 @@ def kernel(
             collect(sums, acc, v, group * part, tx % 32)
         finish(sums, scale, plane_terms, row_terms, bias, y, block * words.ROWS, tx)
 
-    return _results.function(
-        *("lut_bytes_query", body, bytes_shape, digits, planes_shape),
-        *(plane_width, row_width, outputs, biased),
-    )
+    shapes = _results.shapes(bytes_shape, digits, planes_shape, plane_width, row_width, outputs)
+    return _results.function("lut_bytes_query", body, shapes, biased)

@@ -114,7 +114,5 @@ def kernel(
                 T.evaluate(ADD_SHARED(place, acc[m * shared + r]))
         finish(sums, scale, plane_terms, row_terms, bias, y, block * rows, tx)
 
-    return _results.function(
-        *("lut_tables_query", body, tables_shape, DIGITS, planes_shape),
-        *(plane_width, row_width, outputs, biased),
-    )
+    shapes = _results.shapes(tables_shape, DIGITS, planes_shape, plane_width, row_width, outputs)
+    return _results.function("lut_tables_query", body, shapes, biased)
