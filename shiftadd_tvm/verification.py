@@ -1,12 +1,13 @@
 """The compile gate: an artifact must reproduce its packed model's golden logits.
 
 Every golden sequence runs twice, through `prefill` + `logits` and token by token through `decode_b1`,
-and is compared with the logits that the dequantized model gave in transformers (float32). Both sides
-round differently (order of sums, exponentials), and a decoder amplifies that by its depth; measured on
-SmolLM2-135M the largest difference is 7e-4 where logits reach 33, on random two-layer models 2e-5
-where they reach 9. Whole-number activations add their own rounding (`--activations`), in both phases
-alike. The tolerance is `RELATIVE` of the largest golden logit, far below what any wrong kernel, page or
-scale causes (an off-by-one page gives errors above 10 %).
+its first tokens through every larger `decode_b*` too, and is compared with the logits that the
+dequantized model gave in transformers (float32). Both sides round differently (order of sums,
+exponentials), and a decoder amplifies that by its depth; measured on SmolLM2-135M the largest difference
+is 7e-4 where logits reach 33, on random two-layer models 2e-5 where they reach 9. Whole-number
+activations add their own rounding (`--activations`), in both phases alike. The tolerance is `RELATIVE`
+of the largest golden logit, far below what any wrong kernel, page or scale causes (an off-by-one page
+gives errors above 10 %).
 Tokens are compared by the margin rule: where the reference's best logit leads by more than twice
 `LEAD`, the artifact must choose the same token. Of all logits of a large vocabulary one may be off by
 more than the best two are.
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -46,7 +48,12 @@ ROUNDED_CACHE = {"float32": 0.0, "int8": 0.1}
 # elements must agree, since rounding decides where two logits are close.
 OTHER = 0.9
 
+BATCHED = 4  # tokens of a golden sequence that go through the functions of larger batches
+
 Array = np.ndarray
+
+if TYPE_CHECKING:  # the libraries of an artifact are loaded where it runs, in a child
+    from shiftadd_tvm.runtime.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,8 @@ def compare(
     return Verification(error, tolerance, bool(same[decided].all()), int(decided.sum()))
 
 
-def run_golden(artifact: Artifact, ids: Array) -> tuple[Array, Array]:
+def run_golden(engine: "Engine", ids: Array) -> tuple[Array, Array]:
     """Return the artifact's logits (P, T, V) for ids (P, T): by prefill, and token by token."""
-    from shiftadd_tvm.runtime.engine import Engine
-
-    engine = Engine(artifact)
     by_prefill, by_decode = [], []
     for sequence in ids.tolist():
         session = engine.session()
@@ -92,6 +96,27 @@ def run_golden(artifact: Artifact, ids: Array) -> tuple[Array, Array]:
         by_decode.append(np.concatenate([session.decode(token) for token in sequence]))
         session.close()
     return np.stack(by_prefill), np.stack(by_decode)
+
+
+def run_batches(engine: "Engine", ids: Array, logits: Array) -> list[Array]:
+    """Return logits (P, T, V) for ids (P, T) whose first `BATCHED` tokens are by functions that decode
+    several sequences, the rest being `logits`; several arrays for batches larger than P."""
+    from shiftadd_tvm.runtime.engine import decode
+
+    found = []
+    for batch in engine.batches[1:]:
+        rows = np.arange(batch) % len(ids)
+        sessions = [engine.session() for _ in rows]
+        steps = [decode(sessions, column.tolist()) for column in ids[rows, :BATCHED].T]
+        for session in sessions:
+            session.close()
+        by_batch = np.stack(steps, axis=1)
+        for start in range(0, batch, len(ids)):
+            part = by_batch[start : start + len(ids)]
+            run = logits.copy()
+            run[: len(part), : part.shape[1]] = part
+            found.append(run)
+    return found
 
 
 def read_prompts(artifact: Artifact, golden: Path | None = None) -> tuple[Array, Array]:
@@ -157,7 +182,18 @@ def verify_here(path: Path, golden: Path | None = None) -> Verification:
     if artifact.manifest["kind"] == "function":
         return _verify_function(artifact, golden)
     ids, logits = read_prompts(artifact, golden)
-    return judge(artifact, logits, run_golden(artifact, ids))
+    return judge(artifact, logits, _runs(artifact, ids, logits))
+
+
+def _runs(artifact: Artifact, ids: Array, logits: Array) -> list[Array]:
+    from shiftadd_tvm.runtime.engine import Engine
+
+    limit = lambda name: artifact.number("limits", name)
+    pages = -(-limit("context") // limit("page"))
+    # a page for each sequence of a batch is all that it takes
+    largest = max(artifact.numbers("limits", "batches"))
+    engine = Engine(artifact, sequences=-(-largest // pages))
+    return [*run_golden(engine, ids), *run_batches(engine, ids, logits)]
 
 
 def measure(path: Path, golden: Path | None = None) -> Verification:

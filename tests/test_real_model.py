@@ -239,7 +239,7 @@ def test_golden_gate_on_two_machines(packed: Path, artifact: Path, tmp_path: Pat
     emulated = packed.with_name("emulated")
     run("compile", str(packed), "--target", "arm", "--bundle", "-o", str(emulated))
     ids, golden = (array[:1, :TOKENS] for array in Artifact(artifact).golden())
-    found = {"Python": [logits[0] for logits in run_golden(Artifact(artifact), ids)]}
+    found = {"Python": [logits[0] for logits in run_golden(Engine(artifact), ids)]}
     for machine, bundle in ((platform.machine(), artifact), (EMULATED, emulated)):
         host = golden_gate.build_host("golden_host.c", bundle, machine, tmp_path)
         found[machine] = list(golden_gate.run_host(host, bundle, machine, ids[0]))

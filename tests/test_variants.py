@@ -23,10 +23,11 @@ from shiftadd_tvm.compiler import compile_model
 from shiftadd_tvm.errors import GateError, UsageError
 from shiftadd_tvm.packed import GOLDEN, open_packed
 from shiftadd_tvm.quantization import quantize
+from shiftadd_tvm.runtime import engine as engine_module
 from shiftadd_tvm.runtime.engine import Engine, Sampling, decode
 from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.tensorfile import TensorFile, write_tensors
-from shiftadd_tvm.verification import RELATIVE, compare, verify_here
+from shiftadd_tvm.verification import RELATIVE, compare, run_batches, run_golden, verify_here
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -185,6 +186,26 @@ def test_several_sequences_do_not_disturb_each_other(tiny: Tiny) -> None:
         session.close()
         session.prefill([*prompt, 9])
         assert compare(session.decode(token), logits[None], EQUAL).passed
+
+
+def test_the_gate_runs_every_function_that_decodes(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefill and steps of one are right: a batch of four that mixes up two sequences does not pass."""
+    ids, logits = Artifact(tiny.artifact).golden()
+    engine = Engine(tiny.artifact, sequences=4)
+    runs = run_batches(engine, ids, logits)
+    assert len(runs) == 1 + -(-4 // len(ids))
+    *_, by_decode = run_golden(engine, ids)
+    for run in runs:
+        assert (run[:, 4:] == logits[:, 4:]).all()
+        changed = (run != logits).any(axis=(1, 2))
+        assert changed.any() and compare(by_decode[changed, :4], run[changed, :4], EQUAL).passed
+    right = engine_module.decode
+    mixed = lambda sessions, tokens: np.roll(right(sessions, tokens), len(tokens) == 4, axis=0)
+    assert verify_here(tiny.artifact).passed
+    monkeypatch.setattr(engine_module, "decode", mixed)
+    assert not verify_here(tiny.artifact).passed
 
 
 def test_eight_sequences_where_they_are_asked_for(tiny: Tiny, tmp_path: Path) -> None:
