@@ -132,8 +132,8 @@ def lookups(number: int) -> Iterator[Case]:
 
 def group(rng: np.random.Generator, form: lut_bits.Format, columns: int) -> Iterator[Case]:
     """Yield a drawn query whose scales one row and a group of inputs have alone, and what builds it."""
-    tokens, outputs = int(rng.choice([1, 1, 2, 4])), int(rng.integers(1, 100))
-    inputs, count = int(rng.integers(1, 5000)), int(rng.integers(1, 5))
+    tokens, outputs = int(rng.choice([1, 1, 2, 4, 8, 32])), int(rng.integers(1, 100))
+    inputs, count = int(rng.integers(1, 5000 if tokens < 8 else 700)), int(rng.integers(1, 5))
     x = (rng.standard_normal((tokens, inputs)) * 10.0 ** rng.integers(-9, 9)).astype(np.float32)
     if rng.random() < 0.2:
         x[0, 0] = rng.choice([np.inf, np.nan, 1e-42])

@@ -28,6 +28,7 @@ from shiftadd_tvm.schedules.cuda._instructions import (
 OPS = ("lut_bits_group",)
 WARPS = 16
 SHARED = 40 << 10  # bytes of sums at most, as whole numbers and scaled
+TOKENS = 4  # of a block at most: more are blocks of their own
 STEP = 256  # inputs that a warp takes at once
 TILES = 2  # of 16 rows, in a row block
 
@@ -135,7 +136,7 @@ def _weigh(work: _Work):
     items, threads, groups = work.tokens * parts * count * rows, work.threads, work.groups
 
     @T.inline
-    def weigh(scaled, sums, wide, f, scale, group_terms, block, turn, tx):
+    def weigh(scaled, sums, wide, f, scale, group_terms, block, first, turn, tx):
         for z in T.unroll(-(-items // threads)):
             item = T.bind(z * threads + tx)
             part = T.bind(item // (rows * count) % parts)
@@ -143,7 +144,7 @@ def _weigh(work: _Work):
             if item < items and group < groups:
                 m = T.meta_var(item // (rows * count * parts))
                 p = T.meta_var(item // rows % count)
-                offset = T.bind(T.uint32(0) - scale[m, 1 + group])
+                offset = T.bind(T.uint32(0) - scale[first + m, 1 + group])
                 wide[0] = T.int64(0)
                 found = T.bind(sums[m, part, p, item % rows])
                 T.evaluate(ADD_WIDE(T.address_of(wide[0]), T.Cast("int32", found), T.uint32(1)))
@@ -183,7 +184,8 @@ def kernel(
     biased: bool,
 ) -> PrimFunc:
     """Return the function of bits (M, W, 8 D), scale, planes, group terms, (bias,) y (M, N)."""
-    tokens, digits = bits_shape[0], bits_shape[2] // DIGIT
+    digits = bits_shape[2] // DIGIT
+    tokens = max(m for m in range(1, TOKENS + 1) if bits_shape[0] % m == 0)
     blocks, steps, count = planes_shape[:3]
     groups, terms = terms_shape[2:4]
     halves = 1 if groups == steps else 2
@@ -195,6 +197,8 @@ def kernel(
     @T.inline
     def body(bits, scale, planes, group_terms, bias, y):
         block = T.launch_thread("blockIdx.x", blocks)
+        share = T.launch_thread("blockIdx.y", bits_shape[0] // tokens)
+        first = T.meta_var(share * tokens)
         tx = T.launch_thread("threadIdx.x", threads)
         T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", 1)  # as in lut_bits.py
         sums = T.alloc_buffer((tokens, parts, count, rows), "uint32", scope="shared")
@@ -214,22 +218,22 @@ def kernel(
                 for m in T.unroll(tokens):
                     for d, r in T.grid(digits, 2):
                         b[d * 2 + r] = bits[
-                            m, step * 8 + tx % 4 + 4 * r, d * DIGIT + tx % 32 // 4
+                            first + m, step * 8 + tx % 4 + 4 * r, d * DIGIT + tx % 32 // 4
                         ]
                     for p in T.unroll(count):
                         multiply(acc, a, b, p)
                         collect(sums, acc, v, m, p, tx // 32, tx % 32)
             load(a, planes, block, step + warps, tx % 32)
             T.tvm_storage_sync("shared")
-            weigh(scaled, sums, wide, f, scale, group_terms, block, turn, tx)
+            weigh(scaled, sums, wide, f, scale, group_terms, block, first, turn, tx)
             T.tvm_storage_sync("shared")
             add(total, scaled, turn, tx)
             T.tvm_storage_sync("shared")
         if tx < tokens * rows and block * rows + tx % rows < outputs:
-            f[0] = lut.unfixed(total[0], scale[tx // rows, 0])
+            f[0] = lut.unfixed(total[0], scale[first + tx // rows, 0])
             if biased:
                 f[0] = f[0] + bias[block * rows + tx % rows]
-            y[tx // rows, block * rows + tx % rows] = f[0]
+            y[first + tx // rows, block * rows + tx % rows] = f[0]
 
     return _function(body, bits_shape, planes_shape, terms_shape, outputs, biased)
 

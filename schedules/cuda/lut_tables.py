@@ -19,6 +19,7 @@ from shiftadd_tvm.schedules.cuda._instructions import ADD_SHARED, ADD_SHUFFLED, 
 OPS = ("lut_tables_query",)
 DIGITS = 2
 THREADS = 1024  # of a multiprocessor at least: with more, one has too few registers
+ACCUMULATORS = 32  # of a thread at most: more spill
 KNOBS = {
     "warps": Knob((4, 8, 16), 8),  # of a block: they split the inputs
     "shared": Knob((1, 2, 4, 8), 4),  # row blocks that share the loads of a table
@@ -86,6 +87,7 @@ def kernel(
     """Return the function of tables (M, S, 26, 32), scale, planes, terms, (bias,) y (M, N)."""
     tokens, steps = tables_shape[:2]
     blocks, count = planes_shape[0], planes_shape[2]
+    shared = min(shared, max(ACCUMULATORS // tokens, 1))
     rows, threads = shared * words.ROWS, 32 * warps
     results = _results.Results(tokens, count, DIGITS, rows, outputs, threads, True, biased)
     clear, finish = _results.clear(results), _results.finish(results)
