@@ -7,7 +7,7 @@ from tvm import relax, tirx
 
 from shiftadd_tvm.decoder_model import Attention, HeadColumns, Rope
 from shiftadd_tvm.layers import Builder, Columns
-from shiftadd_tvm.ops import attend, attention, elementwise, heads, place
+from shiftadd_tvm.ops import attend, attend_parts, attention, elementwise, heads, place
 from shiftadd_tvm.ops.scores import Scores
 
 Expr = Any  # TVM's classes have no static types
@@ -51,11 +51,13 @@ class Cache:
     ) -> None:
         """`epsilon` is that of norms of heads; `sequence`: all rows belong to one sequence (prefill);
         else row i is sequence i; `held` is the format of `ops/attention.py` that pages have;
-        `together`: heads that only turn go to the cache by one operator (`ops/place.py`)."""
+        `together`: as GPUs want it, heads that only turn go to the cache by one operator
+        (`ops/place.py`), and decode attends by parts."""
         pages, width = tirx.Var("pages", "int64"), tirx.Var("width", "int64")
         page, size, kv_heads = attention.PAGE, kind.head_dim, kind.kv_heads
         self._b, self._kind, self._epsilon, self._sequence = b, kind, epsilon, sequence
         self._together = together and held == "float32"
+        self._in_parts = self._together and not sequence
         self._held, rows = held, size + attention.EXPONENTS[held]
         self._keys_type = relax.TensorType((layers, pages, kv_heads, rows, page), held)
         self._values_type = relax.TensorType((layers, pages, kv_heads, page, size), held)
@@ -124,11 +126,28 @@ class Cache:
         queries = put(given, angles, index, rows)
         rules = Scores(kind.scale, layer.window, kind.cap, kind.alibi)
         sizes = (kind.heads, kind.kv_heads, kind.head_dim)
+        operands = [queries, self.keys, self.values, self.table, self.length, index]
+        if self._in_parts:
+            return self._joined(sizes, rules, operands, rows)
         make = lambda: attend.attend(*sizes, sequence, rules, held)
         function = b.tir(("attend", sequence, rules), make)
         out = relax.TensorType((rows, kind.heads * kind.head_dim), "float32")
-        operands = [queries, self.keys, self.values, self.table, self.length, index]
         return b.blocks.emit(relax.call_tir(function, operands, out))
+
+    def _joined(
+        self, sizes: tuple[int, int, int], rules: Scores, operands: list[Expr], rows: Expr
+    ) -> Expr:
+        """Return the attention of a decode step by parts (`ops/attend_parts.py`), joined."""
+        b, (heads_, kv_heads, head_dim) = self._b, sizes
+        function = b.tir(("attend_parts", rules), lambda: attend_parts.attend_parts(*sizes, rules))
+        count = attend_parts.parts(kv_heads)
+        outs = [
+            relax.TensorType((rows, count, heads_ * head_dim), "float32"),
+            relax.TensorType((rows, count, 2, heads_), "float32"),
+        ]
+        pair = b.blocks.emit(relax.call_tir(function, operands, outs))
+        found, states = (b.blocks.emit(relax.TupleGetItem(pair, i)) for i in range(2))
+        return b.op("join", (), attend_parts.join, found, states)
 
     def _append(self, given: list[_Heads], angles: Expr | None, index: Expr, rows: Expr) -> Expr:
         """Write keys and values into the cache; return the queries."""

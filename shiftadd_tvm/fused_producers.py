@@ -1,6 +1,7 @@
 """A Relax pass for GPUs: what makes an activation ready to be looked up becomes one kernel.
 
     x + y, norm, Hadamard transform, shift, lut_bits_build          -> one call of `produce`
+    join of attention's parts, Hadamard transform, lut_bits_build   -> likewise
 
 A chain ends where planes' activations are built, and begins where a value has other readers, or two
 sources; a sum that is read again (the residual) is an output of the kernel as well. A layer has four
@@ -23,7 +24,7 @@ from shiftadd_tvm.relax_functions import bindings_of
 NAME = "produce"
 ENDS = ("lut_bits_build", "lut_bytes_build", "lut_tables_build", "lut_bits_group_build")
 LINKS = ("shift", "hadamard", "rms_norm", "layer_norm")  # of the value that is their first operand
-BEGINS = ("add", "activate_mul", "activate")
+BEGINS = ("add", "activate_mul", "activate", "join")
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseProducers")

@@ -28,6 +28,7 @@ from shiftadd_tvm.ops import (
     OP,
     activation,
     attend,
+    attend_parts,
     attention,
     dense,
     elementwise,
@@ -51,6 +52,8 @@ from shiftadd_tvm.ops.scores import Scores
 
 TARGET = backend.load(f"cuda-sm{os.environ.get('SHIFTADD_EMULATED_ARCH', 90)}")
 CLOSE = 2e-6
+# numbers and weights of 11 bits; what is relative to a score of a hundred, far away by ALiBi
+WIDER = {"gemm_half": 1e-3, "attend_parts": 1e-5}
 BATCH = 25  # operators that are compiled together
 Array = np.ndarray
 Result = Array | list[Array]
@@ -71,7 +74,7 @@ class Case:
         run(*arrays, *results)
         for at, (found, expected) in enumerate(zip(results, self.expected, strict=True)):
             peak = float(np.nanmax(np.abs(expected), initial=0))
-            room = 0 if self.exact else (HALF_CLOSE if self.name == "gemm_half" else CLOSE) * peak
+            room = 0 if self.exact else WIDER.get(self.name, CLOSE) * peak
             close = np.allclose(found.numpy(), expected, rtol=0, atol=room, equal_nan=True)
             if not close:
                 return f"result {at} differs"
@@ -216,9 +219,6 @@ def large_group(number: int) -> Iterator[Case]:
     yield te_case("lut_bits_group", query, [*built, *packed], expected)
 
 
-HALF_CLOSE = 1e-3  # of the largest result: numbers and weights have 11 bits
-
-
 def halves_cases(number: int) -> Iterator[Case]:
     """Yield that many drawn products of many rows in half precision, and what builds their operand."""
     rng = np.random.default_rng(17)
@@ -318,25 +318,60 @@ def elementwise_cases(number: int) -> Iterator[Case]:
 
 
 def attention_cases(number: int) -> Iterator[Case]:
-    """Yield the cache and the attention over it, of one sequence and of several."""
+    """Yield positions, and the attention of a sequence's tokens over drawn contexts, heads and rules."""
     rng = np.random.default_rng(5)
     normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-    count, kv_heads, size, n = 4, 2, 24, 3
-    keys, values = normal(2, 12, kv_heads, size, 16), normal(2, 12, kv_heads, 16, size)
-    for sequence in (False, True):
-        table = np.arange(12, dtype=np.int32).reshape((1, 12) if sequence else (3, 4))
-        length = np.array([67] if sequence else [0, 17, 63], np.int32)
-        places = attention.reference_positions(length, n, sequence)
-        yield Case("positions", attention.positions(sequence), [length], [places])
+    for sequence, length in ((False, [0, 17, 63]), (True, [67])):
+        held = np.array(length, np.int32)
+        places = attention.reference_positions(held, 3, sequence)
+        yield Case("positions", attention.positions(sequence), [held], [places])
+    for count, kv_heads, size, n in (
+        (4, 2, 24, 3),
+        (3, 3, 8, 70),
+        (6, 2, 64, 17),
+        (2, 1, 20, 33),
+        (1, 1, 136, 1),
+    ):
+        before = int(rng.integers(0, 90))
+        width = (before + n) // 16 + 1
+        table, length = rng.permutation(width).astype(np.int32)[None], np.array([before], np.int32)
+        keys, values = normal(2, width, kv_heads, size, 16), normal(2, width, kv_heads, 16, size)
+        end = table[0, -1], (before + n) % 16  # nobody may read what lies behind
+        keys[:, end[0], :, :, end[1] :] = values[:, end[0], :, end[1] :] = np.nan
         given = [normal(n, count * size), keys, values, table, length, 1]
         for rules in (None, Scores(0.2, window=20, cap=15.0), Scores(0.2, alibi=True)):
-            expected = attend.reference_attend(*given, sequence, rules)
-            function = attend.attend(count, kv_heads, size, sequence, rules)
+            expected = attend.reference_attend(*given, True, rules)
+            function = attend.attend(count, kv_heads, size, True, rules)
             yield Case("attend", function, given, [expected])
-        given = [normal(n, kv_heads * size), *given[1:]]  # a query head for each key head
-        expected = attend.reference_attend(*given, sequence, Scores(0.2))
-        function = attend.attend(kv_heads, kv_heads, size, sequence, Scores(0.2))
-        yield Case("attend", function, given, [expected])
+
+
+def part_cases(number: int) -> Iterator[Case]:
+    """Yield attention in parts over drawn contexts, windows and heads, and what joins the parts."""
+    rng = np.random.default_rng(15)
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    for heads_, kv_heads, size in ((4, 2, 24), (3, 3, 8), (16, 2, 64), (11, 1, 6), (2, 1, 132)):
+        longest = int(rng.integers(40, 300))
+        length = np.array([0, int(rng.integers(longest)), longest], np.int32)
+        rows, width = len(length), longest // 16 + 1
+        table = rng.permutation(rows * width).astype(np.int32).reshape(rows, width)
+        keys = normal(2, rows * width, kv_heads, size, 16)
+        values = normal(2, rows * width, kv_heads, 16, size)
+        for row, own in zip(table, length, strict=True):  # nobody may read what lies behind
+            keys[:, row[own // 16], :, :, own % 16 + 1 :] = np.nan
+            values[:, row[own // 16], :, own % 16 + 1 :] = np.nan
+            keys[:, row[own // 16 + 1 :]] = values[:, row[own // 16 + 1 :]] = np.nan
+        given = [normal(rows, heads_ * size), keys, values, table, length, 1]
+        for rules in (
+            Scores(size**-0.5),
+            Scores(0.2, window=int(rng.integers(1, 90)), cap=15.0),
+            Scores(0.2, alibi=True),
+        ):
+            found, states = attend_parts.reference_attend_parts(*given, rules)
+            function = attend_parts.attend_parts(heads_, kv_heads, size, rules)
+            yield Case("attend_parts", function, given, [found, states])
+            found = np.where(np.repeat(states[:, :, 1], size, axis=2) == 0, np.nan, found)
+            whole = attend.reference_attend(*given, False, rules)
+            yield te_case("join", attend_parts.join, [found, states], whole, (0, 1))
 
 
 def sampling_cases(number: int) -> Iterator[Case]:
@@ -366,6 +401,7 @@ GROUPS = {
     "large": lambda number: itertools.chain(large(number), large_group(number)),
     "elementwise": elementwise_cases,
     "attention": attention_cases,
+    "parts": part_cases,
     "sampling": sampling_cases,
     "long": long_rows,
     "halves": halves_cases,

@@ -14,7 +14,17 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from shiftadd_tvm.fused_producers import NAME, FuseProducers
-from shiftadd_tvm.ops import OP, activation, elementwise, hadamard, lut_bits, lut_bytes, shift
+from shiftadd_tvm.ops import (
+    OP,
+    activation,
+    attend_parts,
+    elementwise,
+    hadamard,
+    lut_bits,
+    lut_bytes,
+    shift,
+)
+from shiftadd_tvm.ops.scores import LOWEST
 
 Array = np.ndarray
 EPSILON = 1e-5
@@ -60,7 +70,11 @@ class Chain:
 
     def _begin(self) -> Array:
         shape = (self._tokens, self._inputs)
-        kind = self._rng.choice(["value", "add", "gate"])
+        kind = self._rng.choice(["value", "add", "gate", "join"])
+        if kind == "join":
+            self.value = self._join()
+            self._begun = kind
+            return self.value
         left = self._draw(*shape)
         self.value = left
         if kind == "add":
@@ -76,6 +90,20 @@ class Chain:
             self.expected.append(self.value)
         self._begun = kind
         return self.value
+
+    def _join(self) -> Array:
+        """Draw what parts of attention found: equal peaks and sums that are a power of two together, so
+        that shares and quotients are exact; one part has no positions, and was not written."""
+        found = self._draw(self._tokens, 4, self._inputs)
+        empty = int(self._rng.integers(4))
+        found[:, empty] = np.nan
+        states = np.full((self._tokens, 4, 2, 4), 3, np.float32)
+        states[:, :, 1] = 1
+        states[:, (empty + 1) % 4, 1] = 2
+        states[:, empty, 0], states[:, empty, 1] = LOWEST, 0
+        self.given.append(states)
+        self._add("join", attend_parts.join, 0, 1)
+        return np.delete(found, empty, axis=1).sum(axis=1, dtype=np.float32) / np.float32(4)
 
     def _norm(self, value: Array) -> None:
         if self._begun == "gate":  # squares of products would not be exact

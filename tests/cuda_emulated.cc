@@ -87,6 +87,22 @@ static void multiply_halves(Request* lanes[LANES]) {
     }
 }
 
+// m16n8k8: d (16 x 8) += a (16 x 8) b (8 x 8), float32 without its 13 lowest bits; the maps of the PTX ISA
+static void multiply_floats(Request* lanes[LANES]) {
+  float a[16][8], b[8][8];
+  auto cut = [](u32 bits) { return bits_to<float>(bits & 0xffffe000u); };
+  for (int l = 0; l < LANES; l++) {
+    for (int r = 0; r < 4; r++) a[FRAGMENT_ROW(l, r)][l % 4 + 4 * (r >> 1)] = cut(lanes[l]->left[r]);
+    b[l % 4][l / 4] = cut(lanes[l]->index);
+    b[l % 4 + 4][l / 4] = cut(lanes[l]->high);
+  }
+  for (int l = 0; l < LANES; l++)
+    for (int r = 0; r < 4; r++) {
+      float* sum = (float*)lanes[l]->result + r;
+      for (int k = 0; k < 8; k++) *sum += a[l / 4 + 8 * (r >> 1)][k] * b[k][l % 4 * 2 + (r & 1)];
+    }
+}
+
 // m16n8k32: d (16 x 8) += a (16 x 32) b (32 x 8), four bytes of a word; the maps of the PTX ISA's fragments
 static void multiply_bytes(Request* lanes[LANES], bool negative) {
   uint8_t a[16][32], b[8][32];
@@ -119,6 +135,7 @@ static void resolve(int first) {
   if (kind == MMA_B1) multiply(lanes, 8);
   if (kind == MMA_B1_HALF) multiply(lanes, 4);
   if (kind == MMA_F16) multiply_halves(lanes);
+  if (kind == MMA_TF32) multiply_floats(lanes);
   if (kind == MMA_U8 || kind == MMA_S8) multiply_bytes(lanes, kind == MMA_S8);
   for (int l = 0; l < LANES; l++) {
     if (!lanes[l]) continue;

@@ -34,7 +34,7 @@ extern Dim threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 enum State { READY, IN_WARP, AT_BARRIER, DONE };
-enum Kind { SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, BALLOT, MMA_B1, MMA_B1_HALF, MMA_F16, MMA_U8, MMA_S8 };
+enum Kind { SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, BALLOT, MMA_B1, MMA_B1_HALF, MMA_F16, MMA_TF32, MMA_U8, MMA_S8 };
 const int LANES = 32, MOST = 1024, STACK = 96 << 10;
 
 struct Request {  // what a lane asks of its warp
@@ -127,9 +127,14 @@ static inline void shiftadd_load16(void* to, const void* from) {
   memcpy(to, from, 16);
 }
 static inline void shiftadd_load16_kept(void* to, const void* from) { shiftadd_load16(to, from); }
+static inline void shiftadd_load16_written(void* to, const void* from) { shiftadd_load16(to, from); }
 static inline void shiftadd_mma_f16(void* to, const void* left, u32 low, u32 high) {
   using namespace emulation;
   ask({MMA_F16, true, 0, low, high, (u32*)to, (const u32*)left});
+}
+static inline void shiftadd_mma_tf32(void* to, const void* left, float low, float high) {
+  using namespace emulation;
+  ask({MMA_TF32, true, 0, bits_of(low), bits_of(high), (u32*)to, (const u32*)left});
 }
 static inline void shiftadd_add_f16(void* to, u32 value) {
   _Float16 a[2], b[2];
@@ -161,6 +166,20 @@ static inline void shiftadd_add_across(void* to, u32 mask) {
   using namespace emulation;
   u32 found = ask({SHUFFLE_XOR, true, *(u32*)to, mask, 0, nullptr, nullptr});
   *(u32*)to += found;
+}
+static inline float floats_across(float value, u32 mask) {
+  using namespace emulation;
+  return bits_to<float>(ask({SHUFFLE_XOR, true, bits_of(value), mask, 0, nullptr, nullptr}));
+}
+static inline void shiftadd_add_floats_across(void* to, u32 mask) {
+  *(float*)to += floats_across(*(float*)to, mask);
+}
+static inline void shiftadd_max_floats_across(void* to, u32 mask) {
+  *(float*)to = max(*(float*)to, floats_across(*(float*)to, mask));
+}
+static inline void shiftadd_take_float(void* to, float value, u32 index) {
+  using namespace emulation;
+  *(float*)to = bits_to<float>(ask({SHUFFLE, true, bits_of(value), index, 0, nullptr, nullptr}));
 }
 static inline void shiftadd_ballot(void* to, u32 flag) {
   using namespace emulation;

@@ -45,7 +45,10 @@ def run(emulator: Emulator, *arguments: str, **gpu: object) -> list[tuple[str, s
     return [tuple(pair) for pair in json.loads(child.stdout.splitlines()[-1])]
 
 
-@pytest.mark.parametrize("group", ["hostile", "elementwise", "attention", "sampling", "in_place"])
+OPERATORS = ("hostile", "elementwise", "attention", "parts", "sampling", "in_place")
+
+
+@pytest.mark.parametrize("group", OPERATORS)
 def test_operators_give_what_their_references_give(group: str, emulator: Emulator) -> None:
     found = run(emulator, group)
     assert found and not [case for case in found if case[1]]

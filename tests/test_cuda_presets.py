@@ -67,4 +67,4 @@ def test_a_layer_of_one_width_is_ten_kernels() -> None:
     counts = Counter(str(module[variable].attrs[OP]) for variable in called)
     layers = model.decoder.layers
     each = {name: n / layers for name, n in counts.items() if n >= layers}
-    assert each == {"produce": 4, "lut_bits_query": 4, "place": 1, "attend": 1}
+    assert each == {"produce": 4, "lut_bits_query": 4, "place": 1, "attend_parts": 1}

@@ -44,6 +44,14 @@ LOAD16_KEPT = Instruction(
     'asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" '
     ': "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(from));',
 )
+# 16 bytes of what a kernel before may have written, read once
+LOAD16_WRITTEN = Instruction(
+    "shiftadd_load16_written",
+    "void* to, const void* from",
+    "unsigned* r = (unsigned*)to; "
+    'asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" '
+    ': "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(from));',
+)
 # d (16 x 8) += a (16 x 16) · b (16 x 8), of two float16 a word, summed in float32
 MMA_F16 = Instruction(
     "shiftadd_mma_f16",
@@ -53,6 +61,17 @@ MMA_F16 = Instruction(
     '{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" '
     ': "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) '
     ': "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(low), "r"(high));',
+)
+# d (16 x 8) += a (16 x 8) · b (8 x 8) of float32, of which TF32 holds 11 bits, summed in float32
+MMA_TF32 = Instruction(
+    "shiftadd_mma_tf32",
+    "void* to, const void* left, float low, float high",
+    "float* d = (float*)to; const unsigned* a = (const unsigned*)left; "
+    'asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 '
+    '{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" '
+    ': "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) '
+    ': "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), '
+    '"r"(__float_as_uint(low)), "r"(__float_as_uint(high)));',
 )
 # adds two float16 to two others
 ADD_F16 = Instruction(
@@ -107,6 +126,29 @@ ADD_ACROSS = Instruction(
     "unsigned* value = (unsigned*)to; unsigned found; "
     'asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" '
     ': "=r"(found) : "r"(*value), "r"(mask)); *value += found;',
+)
+# adds the float32 that the lane `lane ^ mask` holds to this lane's; in the end all lanes have the same
+ADD_FLOATS_ACROSS = Instruction(
+    "shiftadd_add_floats_across",
+    "void* to, unsigned mask",
+    "float* value = (float*)to; float found; "
+    'asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" '
+    ': "=f"(found) : "f"(*value), "r"(mask)); *value += found;',
+)
+# likewise the larger one of both; of a number and no number, the number
+MAX_FLOATS_ACROSS = Instruction(
+    "shiftadd_max_floats_across",
+    "void* to, unsigned mask",
+    "float* value = (float*)to; float found; "
+    'asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" '
+    ': "=f"(found) : "f"(*value), "r"(mask)); *value = fmaxf(*value, found);',
+)
+# the float32 that the lane `index % 32` of the warp holds
+TAKE_FLOAT = Instruction(
+    "shiftadd_take_float",
+    "void* to, float value, unsigned index",
+    'asm volatile("shfl.sync.idx.b32 %0, %1, %2, 31, -1;" '
+    ': "=f"(*(float*)to) : "f"(value), "r"(index));',
 )
 # whole numbers: every order of addition gives the same
 ADD_SHARED = Instruction(

@@ -8,7 +8,7 @@ from shiftadd_tvm.schedules.cuda import _threads
 OPS = (
     *("shift", "lut_float_build", "lut_round"),
     *("rms_norm", "layer_norm", "head_norm", "activate", "activate_mul", "soft_cap"),
-    *("route", "mix"),
+    *("route", "mix", "join"),
     *("add", "scale", "add_positions", "rope", "rope_angles", "take_heads", "embed"),
 )
 
