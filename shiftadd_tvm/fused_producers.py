@@ -6,8 +6,15 @@
 A chain ends where planes' activations are built, and begins where a value has other readers, or two
 sources; a sum that is read again (the residual) is an output of the kernel as well. A layer has four
 chains, so that a step launches twelve kernels less for each. `schedules/cuda/produce.py` is the schedule.
+The function carries what it computes under `CHAIN`, as JSON:
+
+    calls    [operator, its key, which of the tensors that the function is given are its operands];
+             the first operand of all but the first call is what the call before gives, and not listed
+    inputs   of a row
+    shared   whether the first result is the sum that others read too
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,13 +24,16 @@ from tvm import relax
 from tvm.ir import IRModule
 from tvm.tirx import PrimFunc
 
-from shiftadd_tvm.ops import OP
+from shiftadd_tvm.ops import CHAIN, KEY, OP
 from shiftadd_tvm.ops.hadamard import LIVE
 from shiftadd_tvm.relax_functions import bindings_of
 
 NAME = "produce"
 ENDS = ("lut_bits_build", "lut_bytes_build", "lut_tables_build", "lut_bits_group_build")
 LINKS = ("shift", "hadamard", "rms_norm", "layer_norm")  # of the value that is their first operand
+BITS = ("lut_bits_build", "lut_bits_group_build")
+RUN = 256  # inputs that lie in the registers of a warp: its Hadamard transforms are no longer
+REGISTERS = 1 << 15  # inputs of a row that threads hold without memory, on every GPU
 BEGINS = ("add", "activate_mul", "activate", "join")
 
 
@@ -39,21 +49,23 @@ class FuseProducers:
         """Return the module with every chain as one function."""
         builder = relax.BlockBuilder(IRModule(dict(module.functions_items()), attrs=module.attrs))
         known: dict[object, relax.GlobalVar] = {}
+        chains: dict[str, str] = {}  # of a function's name
         for variable, function in module.functions_items():
             if isinstance(function, relax.Function):
-                fused = _Fusion(module, function, builder, known).rewritten(self._most)
+                fused = _Fusion(module, function, builder, known, chains).rewritten(self._most)
                 if fused is not None:
                     builder.update_func(variable, fused)
         if not known:
             return module
-        return _marked(relax.transform.FuseTIR()(builder.get()))
+        return _marked(relax.transform.FuseTIR()(builder.get()), chains)
 
 
-def _marked(module: IRModule) -> IRModule:
-    functions = {
-        v: f.with_attr(OP, NAME) if v.name_hint.startswith(NAME) and isinstance(f, PrimFunc) else f
-        for v, f in module.functions_items()
-    }
+def _marked(module: IRModule, chains: dict[str, str]) -> IRModule:
+    functions = dict(module.functions_items())
+    for variable, function in module.functions_items():
+        if isinstance(function, PrimFunc) and variable.name_hint in chains:
+            marks = {OP: NAME, CHAIN: chains[variable.name_hint]}
+            functions[variable] = function.with_attrs(marks)
     return IRModule(functions, attrs=module.attrs)
 
 
@@ -74,7 +86,9 @@ class _Fusion:
         function: relax.Function,
         builder: relax.BlockBuilder,
         known: dict[object, relax.GlobalVar],
+        chains: dict[str, str],
     ) -> None:
+        self._chains = chains
         self._module, self._function, self._builder, self._known = module, function, builder, known
         self._bindings = bindings_of(function)
         self._bound = {binding.var: binding for binding in self._bindings}
@@ -86,8 +100,8 @@ class _Fusion:
     def rewritten(self, most: int) -> relax.Function | None:
         """Return the function with its chains of at most so many inputs fused; None without any."""
         ends = [i for i, b in enumerate(self._bindings) if self._op(b) in ENDS]
-        ends = [i for i in ends if _inputs(self._bindings[i]) <= most]
-        chains = {index: chain for index in ends if len((chain := self._chain(index)).calls) > 1}
+        found = {index: self._chain(index) for index in ends}
+        chains = {i: c for i, c in found.items() if len(c.calls) > 1 and self._fits(c, most)}
         if not chains:
             return None
         gone = {id(call) for chain in chains.values() for call in chain.calls}
@@ -100,6 +114,13 @@ class _Fusion:
         body = relax.SeqExpr([relax.DataflowBlock(bindings)], self._function.body.body)
         f = self._function
         return relax.Function(f.params, body, f.ret_ty, f.is_pure, f.attrs)
+
+    def _fits(self, chain: _Chain, most: int) -> bool:
+        """Tell whether a row has at most as many inputs as fit shared memory, or, for bits, registers."""
+        within = [key[0] <= RUN for op, key, _ in self._calls(chain) if op == "hadamard"]
+        if all(within) and self._op(chain.calls[-1]) in BITS:
+            most = max(most, REGISTERS)
+        return _inputs(chain.calls[-1]) <= most
 
     def _op(self, binding: Any) -> str:
         value = binding.value
@@ -148,7 +169,23 @@ class _Fusion:
         key = (wiring, len(chain.shared))
         if key not in self._known:
             self._known[key] = self._builder.add_func(function, NAME)
+            self._chains[self._known[key].name_hint] = self._described(chain)
         return self._known[key]
+
+    def _described(self, chain: _Chain) -> str:
+        """Return what a chain computes, as the docstring of the module has it."""
+        inputs = _inputs(chain.calls[-1])
+        known = {"calls": self._calls(chain), "inputs": inputs, "shared": bool(chain.shared)}
+        return json.dumps(known)
+
+    def _calls(self, chain: _Chain) -> list[tuple[str, list[Any], list[int]]]:
+        place = {variable: index for index, variable in enumerate(_operands(chain.calls))}
+        calls = []
+        for call in chain.calls:
+            attrs = self._module[call.value.args[0]].attrs
+            at = [place[v] for v in call.value.args[1].fields if v in place]
+            calls.append((str(attrs[OP]), json.loads(str(attrs[KEY])), at))
+        return calls
 
     def _function_of(self, chain: _Chain, operands: Sequence[relax.Var]) -> relax.Function:
         """Return the chain as a function that TVM makes one kernel's loops of."""

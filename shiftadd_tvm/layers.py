@@ -6,6 +6,7 @@ parameters come in, types of linears come in, and `many` says whether the rows a
 which widens planes into dense panels) or few (decode, which looks up and adds).
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tvm import relax
 
 from shiftadd_tvm.decoder_model import Norm
 from shiftadd_tvm.ops import (
+    KEY,
     OP,
     activation,
     dense,
@@ -129,8 +131,9 @@ class Builder:
         """
         signature = (self._open, name, key, *(str(argument.ty) for argument in arguments))
         if signature not in self._calls:
+            attrs = {OP: name, KEY: json.dumps(key, default=str)}
             call = self.blocks.call_te(
-                function, *arguments, primfunc_name_hint=name, primfunc_attrs={OP: name}
+                function, *arguments, primfunc_name_hint=name, primfunc_attrs=attrs
             )
             self._calls[signature] = call.args[0], call.ty_args[0]
             return self.blocks.emit(call)

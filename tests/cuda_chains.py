@@ -5,7 +5,9 @@ small whole numbers, so that every order of addition gives the same, and all mus
 references.
 """
 
-from collections.abc import Callable, Iterator
+import functools
+import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,14 @@ from tvm.ir import IRModule
 
 from shiftadd_tvm.fused_producers import NAME, FuseProducers
 from shiftadd_tvm.ops import (
+    KEY,
     OP,
     activation,
     attend_parts,
     elementwise,
     hadamard,
     lut_bits,
+    lut_bits_group,
     lut_bytes,
     shift,
 )
@@ -28,7 +32,7 @@ from shiftadd_tvm.ops.scores import LOWEST
 
 Array = np.ndarray
 EPSILON = 1e-5
-BLOCKS = (4, 16, 64)
+BLOCKS = (4, 16, 64, 256)
 MOST = 17  # of the whole numbers that are drawn
 
 
@@ -39,44 +43,64 @@ class Chain:
         self._rng, self._builder = rng, relax.BlockBuilder()
         self._tokens = int(rng.choice([1, 2, 4]))
         self._inputs = 64 * int(rng.integers(1, 20)) + 4 * int(rng.integers(0, 4))
+        if rng.random() < 0.1:  # more than one run of inputs for a warp
+            self._tokens, self._inputs = 1, 256 * int(rng.integers(33, 90))
         self._steps: list[Callable[[Any], Any]] = []
         self.given: list[Array] = []
         self.expected: list[Array] = []
-        self._shared = False
+        self._shared = self._balanced = False
 
     def drawn(self) -> IRModule:
         """Return the module with the chain fused."""
         value = self._begin()
-        self._norm(value) if self._rng.random() < 0.5 else None
+        if self._balanced:
+            self._layer_norm()
+        elif self._rng.random() < 0.5:
+            self._norm(value)
         self._rotate() if self._rng.random() < 0.7 else None
         self._shift()
         form = list(lut_bits.FORMATS.values())[int(self._rng.integers(len(lut_bits.FORMATS)))]
-        return self._fused(form)
+        columns = 0
+        if form.read == "bits" and self._rng.random() < 0.5:
+            columns = int(self._rng.choice(lut_bits_group.COLUMNS))
+        return self._fused(form, columns)
 
     def _draw(self, *shape: int) -> Array:
         found = self._rng.integers(-MOST, MOST + 1, shape).astype(np.float32)
         self.given.append(found)
         return found
 
-    def _add(self, name: str, compute: Callable[..., Any], *places: int) -> None:
+    def _add(self, name: str, compute: Callable[..., Any], *places: int, key: Sequence[Any] = ()) -> None:
         """Note an operator of the value so far and of what was given at these places."""
 
         def emit(builder: Any, value: Any, given: list[Any]) -> Any:
             operands = [*([] if value is None else [value]), *(given[i] for i in places)]
-            attrs = {OP: name}
+            attrs = {OP: name, KEY: json.dumps(key)}
             return builder.emit_te(compute, *operands, primfunc_name_hint=name, primfunc_attrs=attrs)
 
         self._steps.append(emit)
 
     def _begin(self) -> Array:
         shape = (self._tokens, self._inputs)
-        kind = self._rng.choice(["value", "add", "gate", "join"])
+        kind = self._rng.choice(["value", "add", "function", "gate", "join", "balanced", "hostile"])
         if kind == "join":
             self.value = self._join()
             self._begun = kind
             return self.value
         left = self._draw(*shape)
         self.value = left
+        if kind == "hostile":  # what no shift may take as it is, and next to it what it may
+            left[0, 0] = self._rng.choice([np.inf, -np.nan, 1e-42, -3e38, 1e-30, 2.0**64, 2.0**-63])
+        if kind == "balanced":  # sums of rows are 0, as layer_norm is exact then
+            self._balanced = True
+            left[:, -1] -= left.sum(axis=1)
+        if kind == "function":
+            start = 4 * int(self._rng.integers(self._inputs // 8))
+            self.value = np.maximum(left[:, start:], 0)
+            self._inputs -= start
+            size = self._inputs
+            applied = lambda v: activation.activate(v, "relu", size, start)
+            self._add("activate", applied, 0, key=("relu", size, start))
         if kind == "add":
             self.value = left + self._draw(*shape)
             self._add("add", elementwise.add, 0, 1)
@@ -85,7 +109,7 @@ class Chain:
             right = self._draw(*shape)
             self.value = np.maximum(left, 0) * right
             gated = lambda g, u: activation.activate_mul(g, u, "relu", shape[1], 0, 0)
-            self._add("activate_mul", gated, 0, 1)
+            self._add("activate_mul", gated, 0, 1, key=("relu", shape[1], 0, 0))
         if self._shared:
             self.expected.append(self.value)
         self._begun = kind
@@ -106,7 +130,7 @@ class Chain:
         return np.delete(found, empty, axis=1).sum(axis=1, dtype=np.float32) / np.float32(4)
 
     def _norm(self, value: Array) -> None:
-        if self._begun == "gate":  # squares of products would not be exact
+        if self._begun in ("gate", "hostile"):  # sums of squares would not be exact
             return
         weight = self._draw(self._inputs)
         one, share = np.float32(1), np.float32(1.0 / self._inputs)
@@ -114,7 +138,17 @@ class Chain:
         inverse = one / np.sqrt(squares * share + np.float32(EPSILON))
         self.value = value * inverse[:, None] * weight
         norm = lambda v, w: elementwise.rms_norm(v, w, EPSILON)
-        self._add("rms_norm", norm, len(self.given) - 1)
+        self._add("rms_norm", norm, len(self.given) - 1, key=(EPSILON,))
+
+    def _layer_norm(self) -> None:
+        weight, bias = self._draw(self._inputs), self._draw(self._inputs)
+        one, share = np.float32(1), np.float32(1.0 / self._inputs)
+        squares = (self.value.astype(np.float64) ** 2).sum(axis=1).astype(np.float32)
+        inverse = one / np.sqrt(squares * share + np.float32(EPSILON))
+        self.value = self.value * inverse[:, None] * weight + bias
+        norm = lambda v, w, b: elementwise.layer_norm(v, w, b, EPSILON)
+        at = len(self.given)
+        self._add("layer_norm", norm, at - 2, at - 1, key=(EPSILON,))
 
     def _rotate(self) -> None:
         fits = [block for block in BLOCKS if self._inputs % block == 0]
@@ -123,7 +157,7 @@ class Chain:
         self.given.append(signs)
         self.value = hadamard.reference_rotate(self.value, signs, block)
         rotate = lambda v, s: hadamard.rotate(v, s, block)
-        self._add("hadamard", rotate, len(self.given) - 1)
+        self._add("hadamard", rotate, len(self.given) - 1, key=(block,))
 
     def _shift(self) -> None:
         codes = self._rng.integers(58, 70, (self._inputs, 2)).astype(np.uint8)
@@ -131,17 +165,21 @@ class Chain:
         self.value = shift.reference_terms(self.value, codes)
         self._add("shift", shift.scale_columns, len(self.given) - 1)
 
-    def _fused(self, form: lut_bits.Format) -> IRModule:
+    def _fused(self, form: lut_bits.Format, columns: int) -> IRModule:
         build, _, reference = lut_bytes.OPERATORS[form.read]
-        self.expected += reference(self.value, form)
         name = f"lut_{form.read}_build"
+        if columns:
+            build = functools.partial(lut_bits_group.build, columns=columns)
+            reference = functools.partial(lut_bits_group.reference_build, columns=columns)
+            name = "lut_bits_group_build"
+        self.expected += reference(self.value, form)
         self._add(name, lambda v: build(v, form))
         types = [relax.TensorType(v.shape, str(v.dtype)) for v in self.given]
         given = [relax.Var(f"given{i}", type_) for i, type_ in enumerate(types)]
         builder = self._builder
         with builder.function("main", given):
             with builder.dataflow():
-                value = given[0] if self._begun == "value" else None
+                value = given[0] if self._begun in ("value", "balanced", "hostile") else None
                 values = []
                 for step in self._steps:
                     value = step(builder, value, given)

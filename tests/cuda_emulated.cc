@@ -125,12 +125,13 @@ static void resolve(int first) {
   for (int l = 0; l < LANES && first + l < count; l++)
     if (fibers[first + l].state == IN_WARP) lanes[l] = &fibers[first + l].request, some = l, present++;
   Kind kind = lanes[some]->kind;
-  u32 votes = 0;
+  u32 votes = 0, sum = 0, largest = 0;
   for (int l = 0; l < LANES; l++) {
     if (!lanes[l]) continue;
     if (lanes[l]->kind != kind) fail("lanes of a warp meet in different operations");
     if (lanes[l]->all && present < LANES) fail("an operation of a whole warp without all its lanes");
-    votes |= lanes[l]->value << l;
+    votes |= lanes[l]->value << l, sum += lanes[l]->value;
+    if (lanes[l]->value > largest) largest = lanes[l]->value;
   }
   if (kind == MMA_B1) multiply(lanes, 8);
   if (kind == MMA_B1_HALF) multiply(lanes, 4);
@@ -144,6 +145,8 @@ static void resolve(int first) {
     if (kind == SHUFFLE_XOR) from = l ^ index;
     if (kind == SHUFFLE_DOWN) from = l + index < LANES ? l + index : l;
     if (kind == BALLOT) *lanes[l]->result = votes;
+    else if (kind == ADD_LANES) *lanes[l]->result = sum;
+    else if (kind == MAX_LANES) *lanes[l]->result = largest;
     // what a lane that takes no part holds is undefined
     else if (kind < MMA_B1) *lanes[l]->result = lanes[from] ? lanes[from]->value : 0xdeadbeef;
   }

@@ -34,7 +34,7 @@ extern Dim threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 enum State { READY, IN_WARP, AT_BARRIER, DONE };
-enum Kind { SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, BALLOT, MMA_B1, MMA_B1_HALF, MMA_F16, MMA_TF32, MMA_U8, MMA_S8 };
+enum Kind { SHUFFLE, SHUFFLE_XOR, SHUFFLE_DOWN, BALLOT, ADD_LANES, MAX_LANES, MMA_B1, MMA_B1_HALF, MMA_F16, MMA_TF32, MMA_U8, MMA_S8 };
 const int LANES = 32, MOST = 1024, STACK = 96 << 10;
 
 struct Request {  // what a lane asks of its warp
@@ -180,6 +180,21 @@ static inline void shiftadd_max_floats_across(void* to, u32 mask) {
 static inline void shiftadd_take_float(void* to, float value, u32 index) {
   using namespace emulation;
   *(float*)to = bits_to<float>(ask({SHUFFLE, true, bits_of(value), index, 0, nullptr, nullptr}));
+}
+static inline void shiftadd_take_across(void* to, float value, u32 mask) { *(float*)to = floats_across(value, mask); }
+static inline void shiftadd_add_lanes(void* to) {
+  using namespace emulation;
+  *(u32*)to = ask({ADD_LANES, true, *(u32*)to, 0, 0, nullptr, nullptr});
+}
+static inline void shiftadd_max_lanes(void* to) {
+  using namespace emulation;
+  *(u32*)to = ask({MAX_LANES, true, *(u32*)to, 0, 0, nullptr, nullptr});
+}
+static inline void shiftadd_swap_bits(void* to, u32 step, u32 lower) {
+  using namespace emulation;
+  u32 value = *(u32*)to, found = ask({SHUFFLE_XOR, true, value, step, 0, nullptr, nullptr});
+  *(u32*)to = (threadIdx.x & step) ? (value & ~lower) | ((found & ~lower) >> step)
+                                   : (value & lower) | ((found & lower) << step);
 }
 static inline void shiftadd_ballot(void* to, u32 flag) {
   using namespace emulation;

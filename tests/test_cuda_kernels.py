@@ -20,7 +20,7 @@ from shiftadd_tvm.cuda import nvrtc, toolkit
 SHAPES = 200
 READ = ("bits", "tables", "bytes")
 GROUPED = 32
-CHAINS = 24
+CHAINS = 60
 HALVES = 12
 HERE = Path(__file__).parent
 

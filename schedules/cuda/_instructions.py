@@ -143,6 +143,13 @@ MAX_FLOATS_ACROSS = Instruction(
     'asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" '
     ': "=f"(found) : "f"(*value), "r"(mask)); *value = fmaxf(*value, found);',
 )
+# the float32 that the lane `lane ^ mask` holds
+TAKE_ACROSS = Instruction(
+    "shiftadd_take_across",
+    "void* to, float value, unsigned mask",
+    'asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" '
+    ': "=f"(*(float*)to) : "f"(value), "r"(mask));',
+)
 # the float32 that the lane `index % 32` of the warp holds
 TAKE_FLOAT = Instruction(
     "shiftadd_take_float",
@@ -156,6 +163,28 @@ ADD_SHARED = Instruction(
     "void* to, unsigned value",
     'asm volatile("red.shared.add.u32 [%0], %1;" '
     ': : "r"((unsigned)__cvta_generic_to_shared(to)), "r"(value) : "memory");',
+)
+def _of_warp(name: str, operation: str) -> Instruction:
+    return Instruction(
+        f"shiftadd_{name}",
+        "void* to",
+        f'unsigned* value = (unsigned*)to; asm volatile("redux.sync.{operation}.u32 %0, %1, -1;" '
+        ': "=r"(*value) : "r"(*value));',
+    )
+
+
+# the sum, and the largest, of all lanes' whole numbers
+ADD_LANES, MAX_LANES = _of_warp("add_lanes", "add"), _of_warp("max_lanes", "max")
+# swaps the bits at distance `step` of the lanes at that distance: after 16, 8, 4, 2 and 1 the lanes hold
+# what the places of their words held
+SWAP_BITS = Instruction(
+    "shiftadd_swap_bits",
+    "void* to, unsigned step, unsigned lower",
+    "unsigned* value = (unsigned*)to; unsigned found; "
+    'asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" '
+    ': "=r"(found) : "r"(*value), "r"(step)); '
+    "*value = (threadIdx.x & step) ? (*value & ~lower) | ((found & ~lower) >> step) "
+    ": (*value & lower) | ((found & lower) << step);",
 )
 # a word of whose bits each is the lowest one of a lane's `flag`
 BALLOT = Instruction(

@@ -5,7 +5,7 @@ from tvm.s_tir import Schedule
 
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.ops.hadamard import LIVE
-from shiftadd_tvm.schedules.cuda import produce, stages
+from shiftadd_tvm.schedules.cuda import _row, stages
 
 OPS = ("lut_bytes_build",)
 
@@ -14,4 +14,4 @@ def schedule(sch: Schedule, backend: Backend) -> None:
     """Bind the stages."""
     values = sch.mod["main"].params[0]
     fits = int(values.shape[1]) * LIVE <= backend.shared
-    (produce if fits else stages).schedule(sch, backend)
+    _row.share(sch) if fits else stages.schedule(sch, backend)

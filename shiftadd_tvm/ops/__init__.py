@@ -9,3 +9,5 @@ attribute by which passes and schedules find it. Operators know nothing of sched
 REQUIRED = ("REFERENCES",)
 
 OP = "shiftadd.op"
+KEY = "shiftadd.key"  # attribute: what an operator depends on beside its operands' types, as JSON
+CHAIN = "shiftadd.chain"  # attribute of operators that were made one (`fused_producers.py`)

@@ -81,6 +81,21 @@ def shift_whole(value, biased):
     return reinterpret("float32", sign | Select(size == u32(0), size, moved))
 
 
+def is_safe(value):
+    """Tell whether no guard of `shift` can be needed for a value, whatever the exponent: its magnitude is
+    from 2^-62 to 2^64."""
+    u32 = lambda number: const(number, "uint32")
+    field = (_bits(value) >> u32(FRACTION_BITS)) & u32(FIELD_MAX)
+    return field - u32(EXPONENT_BIAS + 1) < u32(FIELD_MAX - 2 * EXPONENT_BIAS)
+
+
+def shift_safe(value, biased):
+    """Return shift(value, biased - 64) of a value that `is_safe`."""
+    u32 = lambda number: const(number, "uint32")
+    moved = (biased << u32(FRACTION_BITS)) - u32(EXPONENT_BIAS << FRACTION_BITS)
+    return reinterpret("float32", _bits(value) + moved)
+
+
 def apply_terms(value, codes, shift=shift):
     """Return the sum over the term bytes `codes` (a list of uint8 expressions) of value · term."""
     total = None
