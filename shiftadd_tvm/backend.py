@@ -10,8 +10,11 @@ import pkgutil
 from dataclasses import dataclass, replace
 
 from shiftadd_tvm import cpu
+from shiftadd_tvm.artifact import LAUNCHES
 from shiftadd_tvm.cuda import driver
 from shiftadd_tvm.errors import UnsupportedError, UsageError
+
+OVERLAPPING = 90  # the first compute capability, times 10, whose launches overlap
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Backend:
     model: str = ""  # the processor by whose timing llvm-mca ranks candidates, if there is one
     device: str = ""  # the GPU's architecture, such as "sm_90"; empty: kernels run on the processor
     activations: tuple[str, ...] = ("int16", "int8", "float32")  # formats of look-ups, default first
+    overlap: bool = False  # kernels of a GPU begin before those before them have ended
     shared: int = 0  # bytes of a GPU's memory that the threads of a block may share
 
     @property
@@ -47,6 +51,22 @@ class Backend:
                 f"{self.name}."
             )
         return wanted
+
+    def launching(self, launches: str) -> "Backend":
+        """Return the preset with a way to launch kernels, one of `artifact.LAUNCHES`; `UsageError` for
+        one that it has not."""
+        if launches == LAUNCHES[0]:
+            return self
+        if not self.overlaps:
+            raise UsageError(
+                f"--launches {launches} is for GPUs from sm_90 on, not for {self.name}; leave it out."
+            )
+        return replace(self, overlap=True)
+
+    @property
+    def overlaps(self) -> bool:
+        """Tell whether its kernels can begin before those before them have ended."""
+        return self.device.startswith("sm_") and int(self.device[3:]) >= OVERLAPPING
 
     def missing_features(self) -> list[str]:
         """Return what this machine lacks to run the preset's kernels."""

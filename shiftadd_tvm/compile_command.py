@@ -29,9 +29,8 @@ def compile(
     activations: options.Activations = None,
     cache: options.Cache = "float32",
     load: options.Load = "map",
-    verify: Annotated[
-        bool, typer.Option(help="Compare the artifact with the packed model before publishing.")
-    ] = True,
+    launches: options.Launches = "ordered",
+    verify: options.Verify = True,
     bundle: options.Bundle = False,
     single_library: options.SingleLibrary = False,
     embed_parameters: options.EmbedParameters = False,
@@ -68,6 +67,7 @@ def compile(
             activations=activations or "",
             cache=cache,
             load=load,
+            launches=launches,
             verify=verify,
             dump_ir=dump_ir,
             tuning_log=tuning_log,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from shiftadd_tvm.artifact import ACTIVATIONS, CACHES
+from shiftadd_tvm.artifact import ACTIVATIONS, CACHES, LAUNCHES
 from shiftadd_tvm.errors import UsageError
 
 PACKAGES = ("bundle", "single-library")
@@ -20,6 +20,7 @@ class CompileSettings:
     sequences: int = BATCHES[-1]  # decoded together at most: of fewer, the library is smaller
     activations: str = ""  # the format of look-ups; empty: the target's own
     cache: str = CACHES[0]  # the format of keys and values
+    launches: str = LAUNCHES[0]  # how the kernels of a GPU follow one another
     load: str = LOADS[0]  # where hosts hold the parameters: in the mapped file, or a copy on huge pages
     verify: bool = True
     dump_ir: Path | None = None
@@ -40,6 +41,8 @@ class CompileSettings:
             )
         if self.cache not in CACHES:
             raise UsageError(f"--cache is {self.cache}, expected {' or '.join(CACHES)}.")
+        if self.launches not in LAUNCHES:
+            raise UsageError(f"--launches is {self.launches}, expected {' or '.join(LAUNCHES)}.")
         if self.load not in LOADS:
             raise UsageError(f"--load is {self.load}, expected {' or '.join(LOADS)}.")
         if self.package not in (None, *PACKAGES):
@@ -63,6 +66,7 @@ class CompileSettings:
         if context is not None:
             words += ["--context", str(context), "--sequences", str(self.sequences)]
             words += ["--cache", self.cache]
+        words += ["--launches", self.launches] if self.launches != LAUNCHES[0] else []
         words += [f"--{self.package}"] if self.package else []
         words += ["--embed-parameters"] if self.embed_parameters else []
         return " ".join(words)

@@ -70,6 +70,7 @@ def compile_model(
     `UnsupportedError`, `OutputError`.
     """
     started = time.perf_counter()
+    backend = backend.launching(settings.launches)
     settings = replace(settings, activations=backend.chosen(settings.activations))
     linker = find_linker(backend.machine)  # before the work that it would waste
     _check_device(backend, settings)
@@ -172,7 +173,7 @@ def _library(
     if backend.device:
         _reserve(path.parent)
         lowered, kernels = pipeline.lower(module, backend, dump, logs)
-        codegen.build(lowered, backend.target, path, linker, dump)
+        codegen.build(lowered, backend.target, path, linker, dump, overlap=backend.overlap)
         return kernels
     executable, kernels = pipeline.build(module, backend, dump, logs)
     link(executable, path, linker, kept)
@@ -343,8 +344,7 @@ def producer(
 
 
 def _limits(
-    chunk: int,
-    context: int, batches: tuple[int, ...], looked_up: int | None
+    chunk: int, context: int, batches: tuple[int, ...], looked_up: int | None
 ) -> dict[str, object]:
     return {
         "context": context,

@@ -184,7 +184,7 @@ class _Fusion:
         for call in chain.calls:
             attrs = self._module[call.value.args[0]].attrs
             at = [place[v] for v in call.value.args[1].fields if v in place]
-            calls.append((str(attrs[OP]), json.loads(str(attrs[KEY])), at))
+            calls.append((str(attrs[OP]), json.loads(str(attrs.get(KEY, "[]"))), at))
         return calls
 
     def _function_of(self, chain: _Chain, operands: Sequence[relax.Var]) -> relax.Function:

@@ -37,6 +37,8 @@ from shiftadd_tvm.ops import (
 )
 
 Expr = Any  # TVM's classes have no static types
+# operators that are made one on GPUs, and depend on more than their operands
+KEYED = ("rms_norm", "layer_norm", "hadamard", "activate", "activate_mul")
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class Builder:
         """
         signature = (self._open, name, key, *(str(argument.ty) for argument in arguments))
         if signature not in self._calls:
-            attrs = {OP: name, KEY: json.dumps(key, default=str)}
+            attrs = {OP: name, **({KEY: json.dumps(key)} if name in KEYED else {})}
             call = self.blocks.call_te(
                 function, *arguments, primfunc_name_hint=name, primfunc_attrs=attrs
             )

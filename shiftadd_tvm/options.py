@@ -145,6 +145,16 @@ Cache = Annotated[
         "memory and of what long contexts read.",
     ),
 ]
+Verify = Annotated[
+    bool, typer.Option(help="Compare the artifact with the packed model before publishing.")
+]
+Launches = Annotated[
+    Literal["ordered", "overlapping"],
+    typer.Option(
+        help="How the kernels of a GPU follow one another: each after the one before; or, from sm_90 on, "
+        "each beginning while the one before ends.",
+    ),
+]
 Load = Annotated[
     Literal["map", "hugepages"],
     typer.Option(

@@ -233,6 +233,7 @@ def plan_source(
     `settings` are those of `CompileSettings`.
     """
     chosen = _module("compile_settings").CompileSettings(**settings)
+    backend.launching(chosen.launches)  # refused before the work that it would waste
     if _module("packed").is_packed(source):
         if calib is not None:
             _refuse_calib(source)

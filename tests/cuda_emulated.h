@@ -127,6 +127,12 @@ static inline void shiftadd_load16(void* to, const void* from) {
   memcpy(to, from, 16);
 }
 static inline void shiftadd_load16_kept(void* to, const void* from) { shiftadd_load16(to, from); }
+static inline void shiftadd_prefetch(const void* from, u32 bytes) {
+  if ((uintptr_t)from % 16 || bytes % 16) emulation::fail("a prefetch of bytes that are not aligned");
+  if (bytes) (void)*(volatile const char*)from, (void)*((volatile const char*)from + bytes - 1);
+}
+static inline void shiftadd_launch_next() {}
+static inline void shiftadd_wait() {}
 static inline void shiftadd_load16_written(void* to, const void* from) { shiftadd_load16(to, from); }
 static inline void shiftadd_mma_f16(void* to, const void* left, u32 low, u32 high) {
   using namespace emulation;

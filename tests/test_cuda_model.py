@@ -99,6 +99,22 @@ def test_scales_of_row_groups_on_the_emulated_gpu(tmp_path: Path) -> None:
     assert json.loads(child.stdout)["tokens_equal"]
 
 
+@pytest.mark.parametrize("activations", ["fixed16", "shuffle16"])
+def test_it_reproduces_the_packed_model_where_launches_overlap(
+    activations: str, tmp_path: Path
+) -> None:
+    """The same numbers; what is asked for ahead lies within the planes."""
+    save_tiny(tmp_path / "source", num_hidden_layers=1)
+    quantize(tmp_path / "source", tmp_path / "packed", QuantizeSettings(bits=3))
+    chosen = {"activations": activations, "sequences": 1, "launches": "overlapping"}
+    built = Built(tmp_path / "packed", tmp_path / "cuda", "cuda-sm90", **chosen)
+    assert "shiftadd_prefetch(" in built.source and built.report.kernels["fallback"] == 0
+    assert "--launches overlapping" in Artifact(built.artifact).manifest["command"]
+    child = built.run("-m", "shiftadd_tvm", "verify", "--json", str(built.artifact), ARCH=90)
+    assert child.returncode == 0, child.stderr
+    assert json.loads(child.stdout)["tokens_equal"]
+
+
 def test_eight_sequences_in_one_step(tmp_path: Path) -> None:
     """By products of bytes, on a GPU that has none of bits; a batch gives what each has alone."""
     save_tiny(tmp_path / "source", num_hidden_layers=1)

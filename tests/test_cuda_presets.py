@@ -1,17 +1,20 @@
 """SmolLM2-135M at 3 bits for every GPU, on a machine without one; its weights are made up."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
+import cuda_ptx
 import pytest
 import tvm
 from tvm import relax
 
-from shiftadd_tvm import backend, compiler, pipeline, shapes, synthetic
+from shiftadd_tvm import backend, compiler, overlapping_launches, pipeline, shapes, synthetic
 from shiftadd_tvm.artifact import LIBRARY, Artifact
 from shiftadd_tvm.compile_settings import CompileSettings
 from shiftadd_tvm.compiler import compile_model
 from shiftadd_tvm.cuda import codegen, nvrtc
+from shiftadd_tvm.errors import UsageError
 from shiftadd_tvm.fused_producers import FuseProducers
 from shiftadd_tvm.ops import OP
 from shiftadd_tvm.relax_functions import bindings_of
@@ -52,6 +55,37 @@ def test_smollm2_at_3_bits_compiles(name: str, tmp_path: Path) -> None:
     manifest = Artifact(tmp_path / "app").manifest
     assert manifest["target"]["device"] == target.device and manifest["verified"] is False
     assert manifest["activations"] == {"lut_query": target.activations[0]}
+
+
+def test_launches_overlap_and_nobody_reads_before_the_wait(tmp_path: Path) -> None:
+    """Every kernel lets the next one begin and waits once; before, it reads parameters at most."""
+    target, dump = backend.load("cuda-sm90"), tmp_path / "dump"
+    config = shapes.config("smollm2-135m") | {"num_hidden_layers": 1}
+    model = synthetic.SyntheticModel(config, QuantizeSettings(bits=3, embedding_bits=8))
+    settings = CompileSettings(sequences=1, dump_ir=dump, verify=False, launches="overlapping")
+    compile_model(model, tmp_path / "app", target, settings, version="test")
+    library = (tmp_path / "app" / LIBRARY).read_bytes()
+    kernels = cuda_ptx.kernels((dump / "kernels.ptx").read_text())
+    assert len(kernels) > 40 and library.count(overlapping_launches.TAG.encode()) == len(kernels)
+    memory = re.compile(r"\b(ld|st|red|atom)\.global")
+    for name, body in kernels.items():
+        assert body.count("griddepcontrol.wait") == body.count("launch_dependents") == 1, name
+        before = body.partition("griddepcontrol.wait")[0]
+        reads = set(memory.findall(before))
+        assert reads == ({"ld"} if name.startswith("produce") else set()), name
+        assert ("prefetch" in before) == name.startswith("lut_bits_query"), name
+    for name, code in cuda_ptx.machine_code(device_images(library)[0], tmp_path).items():
+        wait = next(i for i, line in enumerate(code) if "ACQBULK" in line)
+        early = [line for line in code[:wait] if re.search(r"\b(LDG|STG|ATOM|RED)\b", line)]
+        # the assembler moves loads of planes, which are never kept, before it
+        assert name.startswith("produce") or all("LDG.E.NA" in line for line in early), name
+
+
+def test_launches_overlap_on_gpus_that_can() -> None:
+    for name in ("cuda-sm89", "x86-avx2"):
+        with pytest.raises(UsageError, match=f"is for GPUs from sm_90 on, not for {name}"):
+            backend.load(name).launching("overlapping")
+    assert backend.load("cuda-sm120").launching("overlapping").overlap
 
 
 def test_a_layer_of_one_width_is_ten_kernels() -> None:

@@ -16,7 +16,13 @@ from shiftadd_tvm.ops.elementwise import exp
 from shiftadd_tvm.ops.hadamard import exponent
 from shiftadd_tvm.ops.scores import LOWEST
 from shiftadd_tvm.ops.shift import SIGN_BIT, apply_terms, is_safe, shift, shift_safe
-from shiftadd_tvm.schedules.cuda._instructions import ADD_FLOATS_ACROSS, BALLOT, TAKE_ACROSS
+from shiftadd_tvm.schedules.cuda._instructions import (
+    ADD_FLOATS_ACROSS,
+    BALLOT,
+    LAUNCH_NEXT,
+    TAKE_ACROSS,
+    WAIT,
+)
 
 SPAN = 256  # inputs of a run
 HELD = SPAN // 32  # of these, a lane's
@@ -73,6 +79,13 @@ def in_order(first: Inline, second: Inline) -> Inline:
         second(x, r, v, sums, given, i, warp, lane)
 
     return both
+
+
+@T.inline
+def wait(x, r, v, sums, given, i, warp, lane):
+    """Let the next kernel begin, and wait for those before."""
+    T.evaluate(LAUNCH_NEXT())
+    T.evaluate(WAIT())
 
 
 def begin(row: Row, op: str, key: Sequence[Any], at: Sequence[int], shape: Sequence[int]) -> Inline:

@@ -52,6 +52,20 @@ LOAD16_WRITTEN = Instruction(
     'asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" '
     ': "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(from));',
 )
+# asks for bytes, a multiple of 16 from a multiple of 16 on, by the second cache; one thread of a block
+# is enough. From sm_90 on, like the next two
+PREFETCH = Instruction(
+    "shiftadd_prefetch",
+    "const void* from, unsigned bytes",
+    'if (threadIdx.x == 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" '
+    ': : "l"(from), "r"(bytes));',
+)
+# lets the next kernel begin, once all blocks of threads of this one have said so
+LAUNCH_NEXT = Instruction(
+    "shiftadd_launch_next", "", 'asm volatile("griddepcontrol.launch_dependents;" : : : "memory");'
+)
+# waits for the kernels before: they have ended, and what they wrote is there
+WAIT = Instruction("shiftadd_wait", "", 'asm volatile("griddepcontrol.wait;" : : : "memory");')
 # d (16 x 8) += a (16 x 16) · b (16 x 8), of two float16 a word, summed in float32
 MMA_F16 = Instruction(
     "shiftadd_mma_f16",

@@ -1,12 +1,14 @@
 """What every look-up does once a row's sums are whole numbers: a thread a result, by shifts and adds."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 
-from shiftadd_tvm.ops import OP, lut, lut_bits, words
+from shiftadd_tvm.ops import OP, WAITS, lut, lut_bits, words
 from shiftadd_tvm.ops.shift import apply_terms, shift_whole
-from shiftadd_tvm.schedules.cuda._instructions import ADD_WIDE
+from shiftadd_tvm.schedules.cuda._instructions import ADD_WIDE, LAUNCH_NEXT, PREFETCH, WAIT
 
 
 def signed(digits: int, together: bool):
@@ -119,6 +121,37 @@ def finish(of: Results):
     return finish
 
 
+def sizes(sch: Schedule) -> tuple[Any, ...]:
+    """Return what the kernel of a look-up depends on: the shapes of what was built and of planes, terms
+    of a plane and of a row, outputs, and whether there is a bias."""
+    given, _, planes, plane_terms, row_terms, *bias, y = sch.mod["main"].params
+    shape = lambda buffer: tuple(int(size) for size in buffer.shape)
+    counts = (shape(plane_terms)[2], shape(row_terms)[0], int(y.shape[1]), bool(bias))
+    return (shape(given), shape(planes), *counts)
+
+
+def ask(overlap: bool, planes_shape, shared: int = 1):
+    """Return the inlined code by which a kernel that overlaps the one before asks for the planes of its
+    `shared` row blocks from `first` on, and waits; nothing where kernels do not overlap."""
+    blocks, each = planes_shape[0], 4
+    for size in planes_shape[1:]:
+        each = each * size
+
+    @T.inline
+    def nothing(planes, first):
+        pass
+
+    @T.inline
+    def ask(planes, first):
+        count = T.meta_var(T.min(blocks - first, shared))
+        at = T.address_of(planes[first, *(0 for _ in planes_shape[1:])])
+        T.evaluate(PREFETCH(at, T.Cast("uint32", count * each)))
+        T.evaluate(LAUNCH_NEXT())
+        T.evaluate(WAIT())
+
+    return ask if overlap else nothing
+
+
 def shapes(given, digits, planes_shape, plane_width, row_width, outputs):
     """Return the shapes that `function` takes, of a look-up; `given` and `planes_shape` are shapes."""
     tokens, blocks, count = given[0], planes_shape[0], planes_shape[2]
@@ -126,10 +159,11 @@ def shapes(given, digits, planes_shape, plane_width, row_width, outputs):
     return (given, (tokens, 1 + digits), planes_shape, *terms, (tokens, outputs))
 
 
-def function(op, body, shapes, biased):
+def function(op, body, shapes, biased, waits=False):
     """Return the TIR function of `op` whose kernel is `body`, of tensors of these shapes: what was built
-    and its scale, planes, terms of planes and rows, (bias,) and y."""
-    return (_with_bias if biased else _plain)(op, body, *shapes)
+    and its scale, planes, terms of planes and rows, (bias,) and y; `waits`: it waits by itself."""
+    made = (_with_bias if biased else _plain)(op, body, *shapes)
+    return made.with_attr(WAITS, True) if waits else made
 
 
 def _plain(op, body, given, scales, planes_shape, plane_shape, row_shape, results):

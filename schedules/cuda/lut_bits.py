@@ -35,10 +35,7 @@ def restore(name: str) -> bool:
 
 def schedule(sch: Schedule, backend: Backend, *, warps: int, ahead: int) -> PrimFunc:
     """Return the kernel for the sizes of the function."""
-    bits, scale, planes, plane_terms, row_terms, *bias, y = sch.mod["main"].params
-    shape = lambda buffer: tuple(int(size) for size in buffer.shape)
-    sizes = (shape(bits), shape(planes), shape(plane_terms)[2], shape(row_terms)[0])
-    return kernel(*sizes, int(y.shape[1]), bool(bias), warps, ahead)
+    return kernel(*_results.sizes(sch), warps, ahead, backend.overlap)
 
 
 def together(count: int, tokens: int, digits: int) -> int:
@@ -132,6 +129,7 @@ def kernel(
     biased: bool,
     warps: int,
     ahead: int,
+    overlap: bool = False,
 ) -> PrimFunc:
     """Return the function of bits (M, W, 8 D), scale, planes, plane and row terms, (bias,) y (M, N)."""
     tokens, digits = bits_shape[0], bits_shape[2] // DIGIT
@@ -143,6 +141,7 @@ def kernel(
     part, held = work.part, work.held
     results = _results.Results(tokens, count, digits, words.ROWS, outputs, threads, False, biased)
     clear, finish = _results.clear(results), _results.finish(results)
+    ask = _results.ask(overlap, planes_shape)
 
     @T.inline
     def body(bits, scale, planes, plane_terms, row_terms, bias, y):
@@ -155,6 +154,7 @@ def kernel(
         a = T.alloc_buffer((ahead * held,), "uint32", scope="local")
         b = T.alloc_buffer((2,), "uint32", scope="local")
         v = T.alloc_buffer((2,), "uint32", scope="local")
+        ask(planes, block)
         clear(sums, tx)
         for group in T.serial(count // part):
             for i in T.unroll(held * tokens * digits):
@@ -172,4 +172,4 @@ def kernel(
         finish(sums, scale, plane_terms, row_terms, bias, y, block * words.ROWS, tx)
 
     shapes = _results.shapes(bits_shape, digits, planes_shape, plane_width, row_width, outputs)
-    return _results.function("lut_bits_query", body, shapes, biased)
+    return _results.function("lut_bits_query", body, shapes, biased, overlap)

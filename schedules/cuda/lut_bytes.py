@@ -42,10 +42,7 @@ def restore(name: str) -> bool:
 
 def schedule(sch: Schedule, backend: Backend, *, warps: int, ahead: int) -> PrimFunc:
     """Return the kernel for the sizes of the function."""
-    bytes_, scale, planes, plane_terms, row_terms, *bias, y = sch.mod["main"].params
-    shape = lambda buffer: tuple(int(size) for size in buffer.shape)
-    sizes = (shape(bytes_), shape(planes), shape(plane_terms)[2], shape(row_terms)[0])
-    return kernel(*sizes, int(y.shape[1]), bool(bias), warps, ahead)
+    return kernel(*_results.sizes(sch), warps, ahead, backend.overlap)
 
 
 def together(units: int, columns: int) -> int:
@@ -172,6 +169,7 @@ def kernel(
     biased: bool,
     warps: int,
     ahead: int,
+    overlap: bool = False,
 ) -> PrimFunc:
     """Return the function of bytes (M, S, D, 4, 16), scale, planes, terms of both, (bias,) y (M, N)."""
     tokens, digits = bytes_shape[0], bytes_shape[2]
@@ -183,6 +181,7 @@ def kernel(
     part, held, columns = work.part, work.held, work.columns
     results = _results.Results(tokens, count, digits, words.ROWS, outputs, threads, False, biased)
     clear, finish = _results.clear(results), _results.finish(results)
+    ask = _results.ask(overlap, planes_shape)
 
     @T.inline
     def body(bytes_, scale, planes, plane_terms, row_terms, bias, y):
@@ -195,6 +194,7 @@ def kernel(
         x = T.alloc_buffer((4,), "uint32", scope="local")
         w = T.alloc_buffer((2 * held,), "uint32", scope="local")
         v = T.alloc_buffer((1,), "uint32", scope="local")
+        ask(planes, block)
         clear(sums, tx)
         for group in T.serial(count * TILES // part):
             for i in T.unroll(part * columns * 4):
@@ -212,4 +212,4 @@ def kernel(
         finish(sums, scale, plane_terms, row_terms, bias, y, block * words.ROWS, tx)
 
     shapes = _results.shapes(bytes_shape, digits, planes_shape, plane_width, row_width, outputs)
-    return _results.function("lut_bytes_query", body, shapes, biased)
+    return _results.function("lut_bytes_query", body, shapes, biased, overlap)

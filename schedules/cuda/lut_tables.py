@@ -33,10 +33,7 @@ def restore(name: str) -> bool:
 
 def schedule(sch: Schedule, backend: Backend, *, warps: int, shared: int) -> PrimFunc:
     """Return the kernel for the sizes of the function."""
-    tables, scale, planes, plane_terms, row_terms, *bias, y = sch.mod["main"].params
-    shape = lambda buffer: tuple(int(size) for size in buffer.shape)
-    sizes = (shape(tables), shape(planes), shape(plane_terms)[2], shape(row_terms)[0])
-    return kernel(*sizes, int(y.shape[1]), bool(bias), warps, shared)
+    return kernel(*_results.sizes(sch), warps, shared, backend.overlap)
 
 
 def _index(w, at, g):
@@ -83,6 +80,7 @@ def kernel(
     biased: bool,
     warps: int,
     shared: int,
+    overlap: bool = False,
 ) -> PrimFunc:
     """Return the function of tables (M, S, 26, 32), scale, planes, terms, (bias,) y (M, N)."""
     tokens, steps = tables_shape[:2]
@@ -91,6 +89,7 @@ def kernel(
     rows, threads = shared * words.ROWS, 32 * warps
     results = _results.Results(tokens, count, DIGITS, rows, outputs, threads, True, biased)
     clear, finish = _results.clear(results), _results.finish(results)
+    ask = _results.ask(overlap, planes_shape, shared)
     step = _step(tokens, shared, blocks)
 
     @T.inline
@@ -103,6 +102,7 @@ def kernel(
         acc = T.alloc_buffer((tokens * shared,), "uint32", scope="local")
         w = T.alloc_buffer((shared * 4,), "uint32", scope="local")
         v = T.alloc_buffer((1,), "uint32", scope="local")
+        ask(planes, block * shared)
         clear(sums, tx)
         for p in T.serial(count):
             for i in T.unroll(tokens * shared):
@@ -117,4 +117,4 @@ def kernel(
         finish(sums, scale, plane_terms, row_terms, bias, y, block * rows, tx)
 
     shapes = _results.shapes(tables_shape, DIGITS, planes_shape, plane_width, row_width, outputs)
-    return _results.function("lut_tables_query", body, shapes, biased)
+    return _results.function("lut_tables_query", body, shapes, biased, overlap)

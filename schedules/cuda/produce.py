@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from shiftadd_tvm.backend import Backend
-from shiftadd_tvm.ops import CHAIN, OP, lut_bits_group
+from shiftadd_tvm.ops import CHAIN, OP, WAITS, lut_bits_group
 from shiftadd_tvm.ops.lut_bits import DIGIT, Format
 from shiftadd_tvm.schedules.cuda import _chain, _chain_ends, _row
 from shiftadd_tvm.schedules.cuda._chain import HELD, SHARES, SPAN, Row
@@ -33,7 +33,8 @@ def schedule(sch: Schedule, backend: Backend) -> PrimFunc | None:
     if not _fits(chain, shapes):
         _row.share(sch)
         return None
-    return _function(chain, shapes, [str(buffer.dtype) for buffer in function.params])
+    dtypes = [str(buffer.dtype) for buffer in function.params]
+    return _function(chain, shapes, dtypes, backend.overlap).with_attr(WAITS, backend.overlap)
 
 
 def _fits(chain: dict[str, Any], shapes: list[tuple[int, ...]]) -> bool:
@@ -51,10 +52,12 @@ def _fits(chain: dict[str, Any], shapes: list[tuple[int, ...]]) -> bool:
     )
 
 
-def _function(chain: dict[str, Any], shapes: list[tuple[int, ...]], dtypes: list[str]) -> PrimFunc:
+def _function(
+    chain: dict[str, Any], shapes: list[tuple[int, ...]], dtypes: list[str], overlap: bool
+) -> PrimFunc:
     """Return the TIR function: operands of the chain, (the value that others read,) built and scale."""
     row, count = Row(chain["inputs"]), len(shapes)
-    steps = _steps(row, chain, shapes)
+    steps = _steps(row, chain, shapes, overlap)
     finish, held = _end(row, chain["calls"][-1][0], shapes[-2], shapes[-1])
     tokens, digits = shapes[-1][0], 3
 
@@ -90,7 +93,7 @@ def _function(chain: dict[str, Any], shapes: list[tuple[int, ...]], dtypes: list
     return tvm.script.from_source(text, {"T": T, "body": body})
 
 
-def _steps(row: Row, chain: dict[str, Any], shapes: list[tuple[int, ...]]) -> Any:
+def _steps(row: Row, chain: dict[str, Any], shapes: list[tuple[int, ...]], overlap: bool) -> Any:
     """Return the inlined code of the chain up to its end, whose operands are indices of all tensors."""
     links = chain["calls"][:-1]
     first: tuple[str, list[Any], list[int]] = ("", [], [0])
@@ -103,7 +106,8 @@ def _steps(row: Row, chain: dict[str, Any], shapes: list[tuple[int, ...]]) -> An
     begin = _chain.begin(row, *first, shapes[first[2][0]])
     kept = [_chain.keep(row, len(shapes) - 3)] if chain["shared"] else []
     # parameters before the row: what makes it may not have ended yet
-    parts = [*(link.prepare for link in found), begin, *kept, *(link.apply for link in found)]
+    wait = [_chain.wait] if overlap else []
+    parts = [*(link.prepare for link in found), *wait, begin, *kept, *(link.apply for link in found)]
     return functools.reduce(_chain.in_order, parts)
 
 

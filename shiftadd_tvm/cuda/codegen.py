@@ -30,8 +30,11 @@ def build(
     library: Path,
     linker: Linker,
     dump: Path | None = None,
+    *,
+    overlap: bool = False,
 ) -> None:
-    """Write `library` of a lowered Relax module, and into the folder `dump` what was compiled.
+    """Write `library` of a lowered Relax module, and into the folder `dump` what was compiled; `overlap`
+    is that of the preset (`overlapping_launches.py`).
 
     Raises `UnsupportedError` without CUDA's compiler, `OutputError` where it or the linker fails.
     """
@@ -45,6 +48,7 @@ def build(
             "target": target,
             "library": str(library),
             "linker": list(linker.command),
+            "overlap": overlap,
         }
         _run_child(folder, request, found, linker)
         answer = json.loads((folder / ANSWER).read_text("utf-8"))
@@ -108,8 +112,13 @@ def _compile(folder: Path, request: dict[str, Any]) -> None:
     tvm_ffi.register_global_func("tvm_callback_cuda_compile", compile_kernels, override=True)
     # not by TVM's own reader, which spends a quarter of all time on modules of older versions
     module = serialization.from_json_graph_str((folder / MODULE).read_text("utf-8"))
+    finished, kernels = tvm.transform.Sequential([]), "default"
+    if request["overlap"]:
+        from shiftadd_tvm import overlapping_launches
+
+        kernels = overlapping_launches.register(module)
     with target:
-        executable = relax.build(module, target, relax_pipeline=tvm.transform.Sequential([]))
+        executable = relax.build(module, target, relax_pipeline=finished, tir_pipeline=kernels)
     linker = Linker(tuple(request["linker"]))
 
     def link(output: str, objects: list[str], options: Any = None) -> None:

@@ -10,4 +10,5 @@ REQUIRED = ("REFERENCES",)
 
 OP = "shiftadd.op"
 KEY = "shiftadd.key"  # attribute: what an operator depends on beside its operands' types, as JSON
+WAITS = "shiftadd.waits"  # attribute: its kernel waits by itself (`overlapping_launches.py`)
 CHAIN = "shiftadd.chain"  # attribute of operators that were made one (`fused_producers.py`)
