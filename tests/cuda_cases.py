@@ -49,6 +49,7 @@ from shiftadd_tvm.ops import (
 )
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.ops.scores import Scores
+from shiftadd_tvm.tensorfile import from_float32
 
 TARGET = backend.load(f"cuda-sm{os.environ.get('SHIFTADD_EMULATED_ARCH', 90)}")
 CLOSE = 2e-6
@@ -302,6 +303,17 @@ def elementwise_cases(number: int) -> Iterator[Case]:
     product = lambda v: (v.astype(np.float64) @ raw.T).astype(np.float32)
     head = lambda v, t: dense.multiply(v, t, 259)
     yield te_case("dense", head, [few, table], product(few))
+    for dtype, tokens, inputs, outputs in (
+        *(("F32", 1, 37, 64), ("F16", 5, 513, 100), ("BF16", 4, 1030, 33)),
+        *(("I8", 1, 2000, 70), ("I8", 9, 300, 40)),
+    ):
+        x, scale = normal(tokens, inputs), normal(outputs)
+        held = rng.integers(-127, 128, (outputs, inputs)) if dtype == "I8" else normal(outputs, inputs)
+        stored = from_float32(held.astype(np.float32), dtype)
+        given = [x, dense.pack_rows(stored, TARGET.lanes), *([scale] if dtype == "I8" else [])]
+        multiply = lambda v, t, *s, n=outputs: dense.multiply(v, t, n, *s)
+        expected = dense.reference_dense(x, stored, dtype, *given[2:])
+        yield te_case("dense", multiply, given, expected)
     wide = lambda v, t: gemm.dense_product(v, t, 259)
     yield te_case("gemm_dense", wide, [many, table], product(many), (0,))
     for form in lut_bits.FORMATS.values():

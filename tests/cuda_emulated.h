@@ -18,6 +18,7 @@
 #define SHIFTADD_EMULATED
 #define __global__
 #define __device__
+#define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static  // blocks run one after the other
@@ -27,6 +28,14 @@
 #define CUDART_NAN_F NAN
 #define CUDART_INF ((double)INFINITY)
 typedef uint32_t u32;
+typedef _Float16 half, __half;
+struct __half2 { __half x, y; };
+static inline bool __hgt(half a, half b) { return a > b; }
+static inline bool __hlt(half a, half b) { return a < b; }
+static inline float __half2float(half a) { return (float)a; }
+static inline half __float2half(float a) { return (half)a; }
+static inline half __float2half_rn(float a) { return (half)a; }
+static inline __half2 __floats2half2_rn(float a, float b) { return {(half)a, (half)b}; }
 
 struct Dim { unsigned x, y, z; };
 extern Dim threadIdx, blockIdx, blockDim, gridDim;

@@ -62,7 +62,7 @@ class Emulator:
     def kernels(self, source: str, name: str, *defines: str) -> Path:
         """Return a library of the kernels of CUDA `source`; `defines` change the emulation."""
         (self.folder / "empty").mkdir(exist_ok=True)
-        for header in ("cuda.h", "math_constants.h"):
+        for header in ("cuda.h", "cuda_fp16.h", "math_constants.h"):
             (self.folder / "empty" / header).touch()
         text = DYNAMIC.sub(r"\1* \2 = (\1*)emulation::dynamic_shared();", source)
         names = sorted(set(KERNEL.findall(source)))
