@@ -35,7 +35,6 @@ KINDS = ("decoder", "encoder", "function")
 # formats of look-ups
 ACTIVATIONS = ("int16", "int8", "float32", "fixed16", "fixed24", "shuffle16", "bytes16")
 CACHES = ("float32", "int8")  # formats of keys and values
-LAUNCHES = ("ordered", "overlapping")  # how the kernels of a GPU follow one another
 SMALL_FILE = 64 << 20  # files up to this size are hashed at load
 
 Array = np.ndarray

@@ -10,10 +10,10 @@ import pkgutil
 from dataclasses import dataclass, replace
 
 from shiftadd_tvm import cpu
-from shiftadd_tvm.artifact import LAUNCHES
 from shiftadd_tvm.cuda import driver
 from shiftadd_tvm.errors import UnsupportedError, UsageError
 
+LAUNCHES = ("ordered", "overlapping")  # how the kernels of a GPU follow one another
 OVERLAPPING = 90  # the first compute capability, times 10, whose launches overlap
 
 
@@ -53,7 +53,7 @@ class Backend:
         return wanted
 
     def launching(self, launches: str) -> "Backend":
-        """Return the preset with a way to launch kernels, one of `artifact.LAUNCHES`; `UsageError` for
+        """Return the preset with a way to launch kernels, one of `LAUNCHES`; `UsageError` for
         one that it has not."""
         if launches == LAUNCHES[0]:
             return self

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from shiftadd_tvm.artifact import ACTIVATIONS, CACHES, LAUNCHES
+from shiftadd_tvm.artifact import ACTIVATIONS, CACHES
+from shiftadd_tvm.backend import LAUNCHES
 from shiftadd_tvm.errors import UsageError
 
 PACKAGES = ("bundle", "single-library")

@@ -238,6 +238,7 @@ def test_a_dead_contender_says_its_last_words() -> None:
 def test_interrupted(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     arguments = ["bench", tiny.artifact, "--new-tokens", 100, "--baselines", "--threads", 1]
-    code, output = interrupt(arguments, "round 1")
+    # its first words: a fast machine may end before the next ones are due
+    code, output = interrupt(arguments, "measuring")
     assert code == 130 and "nothing was kept" in output and "Traceback" not in output
     assert not list(tmp_path.glob("shiftadd-*"))

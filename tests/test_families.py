@@ -92,7 +92,8 @@ def _module(
     """Return some functions of a model's module, and its parameters."""
     groups = parameters.groups(packed, target.rows, activations)
     found = parameters.parameters(packed, groups, target.lanes, target.rows)
-    module = graph.build(packed, found, groups, activations, (1,))
+    on_gpu = bool(target.device)
+    module = graph.build(packed, found, groups, activations, (1,), together=on_gpu)
     return relax.transform.DeadCodeElimination(list(names))(module), found
 
 

@@ -48,7 +48,7 @@ GPU_OPS = {  # see cuda_cases.py
     *("lut_bytes_build", "lut_bytes_query"),
     *("lut_bits_group_build", "lut_bits_group"),
     *("half_build", "gemm_half"),
-    "place",
+    *("place", "attend_parts", "join"),
 }
 
 
