@@ -64,7 +64,7 @@ def _short(value, moved, top: int):
     return T.max(T.min(whole - T.int32(0x4B400000), T.int32(top)), T.int32(-top))
 
 
-def _digit(q, d: Any, digits: int):
+def digit(q, d: Any, digits: int):
     """Return digit d of q as uint32; the highest in two's complement."""
     moved = T.shift_right(q, T.Cast("int32", d * DIGIT))
     lower = T.bitwise_and(moved, T.int32((1 << DIGIT) - 1))
@@ -80,7 +80,7 @@ def totals(row: Row, form: Format) -> Inline:
         for d in T.unroll(digits):
             u[1] = T.uint32(0)
             for n in T.unroll(row.held):
-                u[1] = u[1] + _digit(q[n], d, digits)
+                u[1] = u[1] + digit(q[n], d, digits)
             T.evaluate(ADD_LANES(T.address_of(u[1])))
             if lane == 0:
                 parts[d, warp] = u[1]

@@ -14,6 +14,7 @@ from tvm.tirx import PrimFunc
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.ops import OP, lut, lut_bits, lut_bits_group, words
 from shiftadd_tvm.ops.lut_bits import DIGIT, GROUP, GROUPS, SPAN
+from shiftadd_tvm.schedules.cuda._chain_ends import digit
 from shiftadd_tvm.schedules.cuda._instructions import ADD_ACROSS, ADD_SHARED, BALLOT, MAX_SHARED
 
 OPS = ("lut_bits_build", "lut_tables_build", "lut_bits_group_build")
@@ -34,13 +35,6 @@ def schedule(sch: Schedule, backend: Backend) -> PrimFunc:
         return bits(tokens, inputs, steps, form, columns)
     form = lut_bits.Format("", sums * DIGIT, "")
     return {"lut_bits_build": bits, "lut_tables_build": tables}[op](tokens, inputs, steps, form)
-
-
-def _digit(q, d, digits: int):
-    """Return digit d of q as uint32; the highest in two's complement."""
-    moved = T.shift_right(q, T.Cast("int32", d * DIGIT))
-    lower = T.bitwise_and(moved, T.int32((1 << DIGIT) - 1))
-    return T.Cast("uint32", T.Select(d == digits - 1, moved, lower))
 
 
 def _parts(form: lut_bits.Format, inputs: int, held: int):
@@ -121,7 +115,7 @@ def bits(
                         T.evaluate(ADD_SHARED(T.address_of(state[1 + w // span]), sums[0]))
                 else:
                     for d in T.unroll(digits):
-                        sums[d] = sums[d] + _digit(q[0], d, digits)
+                        sums[d] = sums[d] + digit(q[0], d, digits)
                 v[2] = T.uint32(0)
                 for j in T.unroll(form.width):
                     T.evaluate(
@@ -166,7 +160,7 @@ def tables(tokens: int, inputs: int, steps: int, form: lut_bits.Format) -> PrimF
         for turn in T.serial(-(-length // WARPS)):
             read(values, x, q, v, i, (turn * WARPS + tx // 32) * 32 + tx % 32)
             for d in T.unroll(digits):
-                sums[d] = sums[d] + _digit(q[0], d, digits)
+                sums[d] = sums[d] + digit(q[0], d, digits)
         for turn in T.serial(-(-steps * GROUPS // WARPS)):
             group = T.bind(turn * WARPS + tx // 32)
             if group < steps * GROUPS:
