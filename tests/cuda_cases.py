@@ -42,6 +42,7 @@ from shiftadd_tvm.ops import (
     lut_bits_group,
     lut_bytes,
     lut_group,
+    lutgemm,
     place,
     sample,
     shift,
@@ -132,6 +133,23 @@ def lookups(number: int) -> Iterator[Case]:
     forms = list(lut_bits.FORMATS.values())
     for index in range(number):
         yield from lookup(rng, forms[index % len(forms)])
+
+
+def shared_tables(number: int) -> Iterator[Case]:
+    """Yield drawn look-ups of the baseline, whose tables are in shared memory."""
+    rng = np.random.default_rng(21)
+    for index in range(number):
+        tokens, outputs = 1 + index % 2, int(rng.integers(1, 1200))
+        inputs, count = int(rng.integers(1, 1400)), 1 + index % 4
+        x = rng.standard_normal((tokens, inputs)).astype(np.float32)
+        planes = bcq.pack_planes(rng.random((count, outputs, inputs)) < 0.5)
+        plane_terms, row_terms = terms(rng, count, 2), terms(rng, outputs, 2)
+        levels = np.repeat(plane_terms[None], order.row_blocks(outputs, words.ROWS), axis=0)
+        packed = words.pack(planes, lutgemm.ORDER)
+        given = [x, packed, levels, order.pack_row_terms(row_terms, words.ROWS)]
+        expected = lutgemm.reference_query(x, planes, plane_terms, row_terms)
+        query = lambda *v, n=outputs: lutgemm.query(*v, n)
+        yield te_case("lutgemm", query, given, expected)
 
 
 def group(rng: np.random.Generator, form: lut_bits.Format, columns: int) -> Iterator[Case]:
@@ -407,6 +425,7 @@ def sampling_cases(number: int) -> Iterator[Case]:
 
 GROUPS = {
     "lookups": lookups,
+    "shared_tables": shared_tables,
     "hostile": hostile,
     "groups": groups,
     "large_bytes": large_bytes,

@@ -28,6 +28,7 @@
 #define CUDART_NAN_F NAN
 #define CUDART_INF ((double)INFINITY)
 typedef uint32_t u32;
+struct uint4 { u32 x, y, z, w; };
 typedef _Float16 half, __half;
 struct __half2 { __half x, y; };
 static inline bool __hgt(half a, half b) { return a > b; }
@@ -218,6 +219,7 @@ static inline void shiftadd_ballot(void* to, u32 flag) {
 static inline void shiftadd_add_wide(void* to, int value, u32 places) {
   *(long long*)to += (long long)((unsigned long long)(long long)value << places);
 }
+static inline void shiftadd_add_float(void* to, float value) { *(float*)to += value; }
 static inline void shiftadd_add_shared(void* to, u32 value) { *(u32*)to += value; }
 static inline void shiftadd_max_shared(void* to, u32 value) {
   if (value > *(u32*)to) *(u32*)to = value;

@@ -20,6 +20,7 @@ from shiftadd_tvm.cuda import nvrtc, toolkit
 SHAPES = 200
 READ = ("bits", "tables", "bytes")
 GROUPED = 32
+SHARED = 8
 CHAINS = 60
 HALVES = 12
 HERE = Path(__file__).parent
@@ -67,6 +68,11 @@ def test_groups_equal_the_references_on_drawn_shapes(emulator: Emulator) -> None
     names = [name for name, _ in found]
     assert names.count("lut_bits_group") == GROUPED and "lut_bits_group_build" in names
     assert not [case for case in found if case[1]]
+
+
+def test_the_baseline_of_shared_tables_agrees_on_drawn_shapes(emulator: Emulator) -> None:
+    found = run(emulator, "shared_tables", str(SHARED))
+    assert len(found) == SHARED and not [case for case in found if case[1]]
 
 
 @pytest.mark.parametrize("arch", [80, 86])

@@ -49,6 +49,7 @@ GPU_OPS = {  # see cuda_cases.py
     *("lut_bits_group_build", "lut_bits_group"),
     *("half_build", "gemm_half"),
     *("place", "attend_parts", "join"),
+    "lutgemm",
 }
 
 

@@ -178,6 +178,12 @@ ADD_SHARED = Instruction(
     'asm volatile("red.shared.add.u32 [%0], %1;" '
     ': : "r"((unsigned)__cvta_generic_to_shared(to)), "r"(value) : "memory");',
 )
+# adds a float32 to one in global memory, in any order
+ADD_FLOAT = Instruction(
+    "shiftadd_add_float",
+    "void* to, float value",
+    'asm volatile("red.global.add.f32 [%0], %1;" : : "l"(to), "f"(value) : "memory");',
+)
 def _of_warp(name: str, operation: str) -> Instruction:
     return Instruction(
         f"shiftadd_{name}",
