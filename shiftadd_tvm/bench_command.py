@@ -40,6 +40,12 @@ Shape = Annotated[
     str | None,
     typer.Option(metavar="NxK[,NxK]", help="Outputs x inputs of single operators."),
 ]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", metavar="DIR", help="GPU elsewhere: write a program that measures there."
+    ),
+]
 Baselines = Annotated[
     bool,
     typer.Option("--baselines", help="Measure torch, ONNX Runtime, llama.cpp in turns with us."),
@@ -64,6 +70,7 @@ def bench(
         Literal["float32", "int8"] | None, typer.Option(help="Cache of made-up models, as in compile.")
     ] = None,
     baselines: Baselines = False,
+    output: Output = None,
     json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
@@ -77,6 +84,8 @@ def bench(
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
     _check(artifact, synthetic, kernel, shape, target)
+    if output and not kernel:
+        raise UsageError("-o is for single operators on a GPU elsewhere; add --kernel.")
     _check_formats(artifact, kernel, activations, scales, cache)
     with leaving("nothing was kept"), console.progress("measuring") as progress:
         if kernel:
@@ -88,6 +97,7 @@ def bench(
                 activations=activations or "",
                 scales=scales or "separable",
                 baselines=baselines,
+                output=output,
                 progress=progress,
             )
             console.result(fields, tables.kernels(fields))

@@ -76,18 +76,42 @@ def bench_kernels(
     activations: str = "",
     scales: str = "separable",
     baselines: bool = False,
+    output: Path | None = None,
     progress: BenchProgress | None = None,
 ) -> dict[str, Any]:
-    """Measure decode linears (outputs, inputs), or those of a published shape, by its name."""
-    backends, kernels = _module("backend"), _module("benchmark.kernels")
+    """Measure decode linears (outputs, inputs), or those of a published shape, by its name.
+
+    On GPUs, `output` is a folder for a program that measures where the GPU is: nothing is measured here.
+    """
+    backends, progress = _module("backend"), progress or _silent
     backend = backends.load(target) if target else backends.detect()
     if isinstance(shapes, str):
         shapes = _module("shapes").linear_shapes(shapes)
     chosen = backend.chosen(activations)
-    formats = {"activations": chosen, "scales": scales}
+    if backend.device:
+        return _bench_look_ups((shapes, bits, chosen, baselines), scales, backend, output, progress)
+    if output:
+        raise UsageError(f"-o is for GPUs that are elsewhere; {backend.name} is measured where it runs.")
+    kernels, formats = _module("benchmark.kernels"), {"activations": chosen, "scales": scales}
     request = kernels.Request(shapes, bits, backend.name, threads, baselines, **formats)
-    fields: dict[str, Any] = kernels.measure(request, progress or _silent)
+    fields: dict[str, Any] = kernels.measure(request, progress)
     return fields
+
+
+def _bench_look_ups(
+    wanted: tuple[Any, ...], scales: str, backend: Any, output: Path | None, progress: BenchProgress
+) -> dict[str, Any]:
+    if scales != "separable":
+        raise UsageError(f"--scales {scales} is measured on processors only, not on {backend.name}.")
+    with _module("runtime.library").without_torch():
+        on_gpus = _module("gpu_kernel_bench")
+    request = on_gpus.Request(*wanted)
+    if output is None:
+        fields: dict[str, Any] = on_gpus.measure(request, backend, progress)
+        return fields
+    with _module("files").staged(output, on_gpus.PROGRAM) as folder:
+        on_gpus.build(folder / on_gpus.PROGRAM, request, backend, progress)
+    return {"target": backend.name, "bits": request.bits, "program": str(output / on_gpus.PROGRAM)}
 
 
 def _silent(done: int, total: int, what: str) -> None:

@@ -32,6 +32,7 @@ static int attribute(int which) {
   if (which == cudaDevAttrComputeCapabilityMajor) return arch / 10;
   if (which == cudaDevAttrComputeCapabilityMinor) return arch % 10;
   if (which == cudaDevAttrWarpSize) return 32;
+  if (which == cudaDevAttrMultiProcessorCount) return 2;
   return 1024;
 }
 
@@ -79,7 +80,15 @@ static bool refused_while_capturing(const char* what) {
   return graphs().recording != nullptr;
 }
 
+// A graph that cuda/gpu.py makes runs while it is captured; the clock is made up: a launch takes a
+// millisecond for each thread of a block, so that a test knows which kernel is the fastest.
+struct Graph { unsigned threads; };
+static Graph* capturing;
+
 extern "C" {
+void emulated_busy(unsigned threads) {  // a library's launch
+  if (capturing) capturing->threads += threads;
+}
 CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
 CUresult cuDeviceGetCount(int* count) { return *count = (int)setting("SHIFTADD_EMULATED_GPUS", 1), CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice* device, int index) { return *device = index, CUDA_SUCCESS; }
@@ -116,6 +125,7 @@ static CUresult run_kernel(CUfunction function, const unsigned* grid, const unsi
 CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** given, void**) {
   unsigned grid[] = {config->gridDimX, config->gridDimY, config->gridDimZ};
   unsigned block[] = {config->blockDimX, config->blockDimY, config->blockDimZ};
+  emulated_busy(block[0] * block[1] * block[2]);
   if (Recording* recording = graphs().recording) {
     const Function* kernel = (const Function*)function;
     std::vector<unsigned> sizes(grid, grid + 3);
@@ -212,10 +222,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t) {
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete (Recording*)graph, cudaSuccess; }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return delete (Recording*)graph, cudaSuccess; }
 
-// What cuda/measuring.py asks of a driver. A graph runs while it is captured; the clock is made up: a
-// launch takes a millisecond for each thread of a block, so that a test knows which kernel is the fastest.
-struct Graph { unsigned threads; };
-static Graph* capturing;
+// What cuda/gpu.py asks of a driver beside that.
 static float now;
 CUresult cuDriverGetVersion(int* version) { return *version = 13000, CUDA_SUCCESS; }
 CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice) { return *context = (CUcontext)1, CUDA_SUCCESS; }
@@ -256,11 +263,5 @@ CUresult cuEventRecord(CUevent event, CUstream) { return *(float*)event = now, C
 CUresult cuEventSynchronize(CUevent) { return CUDA_SUCCESS; }
 CUresult cuEventElapsedTime(float* taken, CUevent start, CUevent end) {
   return *taken = *(float*)end - *(float*)start, CUDA_SUCCESS;
-}
-CUresult cuLaunchKernel(CUfunction function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by,
-                        unsigned bz, unsigned shared, CUstream, void** given, void**) {
-  if (capturing) capturing->threads += bx * by * bz;
-  unsigned grid[] = {x, y, z}, block[] = {bx, by, bz};
-  return run_kernel(function, grid, block, shared, given);
 }
 }

@@ -80,6 +80,10 @@ class Emulator:
         _build(output, *(f"-D{d}" for d in defines), *folders, str(path), str(HERE / "cuda_emulated.cc"))
         return output
 
+    def cublas(self) -> None:
+        """Add a cuBLAS to what a child finds."""
+        _build(self.folder / "libcublas.so.13", str(HERE / "cuda_cublas.cc"), "-ldl")
+
     def environment(self, kernels: Path, **settings: object) -> dict[str, str]:
         """Return the environment of a child that has this GPU; settings: ARCH, MEMORY, GPUS."""
         more = {f"SHIFTADD_EMULATED_{key}": str(value) for key, value in settings.items()}

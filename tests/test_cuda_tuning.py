@@ -191,7 +191,7 @@ def test_the_command_builds_for_an_absent_gpu(tiny: Tiny, tmp_path: Path) -> Non
         images = [archive.read(n) for n in archive.namelist() if n.endswith(".cubin")]
         planes = json.loads(archive.read(measuring.TASKS))["tasks"][0]
     assert len(images) == len(report["tasks"]) and all(i.startswith(nvrtc.ELF) for i in images)
-    assert planes["arguments"][planes["planes"]].keys() == {"seed", "bytes"}
+    assert planes["arguments"][planes["weights"]].keys() == {"seed", "bytes"}
     assert (folder / CANDIDATES).stat().st_size < candidates.LIMIT
     fails(call_here(*words, "-o", folder, cwd=tmp_path), 2, "already exists", "remove it")
     if not driver.present():

@@ -59,6 +59,9 @@ def _operators(fields: Fields) -> str:
 
 
 def _threads(fields: Fields) -> str:
+    """Return who computes: threads of a processor, or a GPU."""
+    if "device" in fields:
+        return str(fields["device"])
     return f"{fields['threads']} thread" + ("s" if fields["threads"] > 1 else "")
 
 
@@ -102,7 +105,9 @@ def _model_peers(fields: Fields) -> list[str]:
 
 
 def kernels(fields: Fields) -> str:
-    """Return the table of single operators."""
+    """Return the table of single operators, or where the program is that measures them."""
+    if "program" in fields:
+        return f"On the machine with the GPU: python3 {fields['program']}"
     rows: list[Row] = [("", "us", "±", "read", "GB/s", "of the roof", "we are")]
     remarks: dict[str, None] = {}
     for kernel in fields["kernels"]:

@@ -1,28 +1,25 @@
 """Candidates for a GPU in one file, which measures itself where the GPU is (`cuda/measuring.py`).
 
-    __main__.py         the program
-    candidates.json     tasks: their arguments, and each candidate's knobs, kernel, grid and block
+    candidates.json     tasks: their arguments, and each candidate's knobs and launches
     <task>/<n>.cubin    machine code
     <task>/*.bin        what the reference was given and what it gives; planes are made up of a seed
+
+The rest is as in every archive (`cuda/archive.py`).
 """
 
-import hashlib
 import json
-import re
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm
-import tvm_ffi
-from tvm.tirx import PrimFunc
 
 from shiftadd_tvm import pipeline
 from shiftadd_tvm.backend import Backend
-from shiftadd_tvm.cuda import measuring, nvrtc, toolkit
+from shiftadd_tvm.cuda import contents, measuring
+from shiftadd_tvm.cuda.archive import Archive, compiled
 from shiftadd_tvm.errors import GateError, UsageError
 from shiftadd_tvm.ops import lut_bits, lut_bytes, words
 from shiftadd_tvm.ops import planes as order
@@ -36,64 +33,10 @@ from shiftadd_tvm.tuning.word_shapes import WordShape
 LIMIT = 64 << 20  # bytes of the file
 ROWS = 512  # of a matrix that the reference computes at once
 PLANES = 2  # which argument has the planes
-SIGNATURE = re.compile(r'extern "C" __global__ void [^;{]*?(\w+)\(([^)]*)\) \{')
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the same file for the same candidates
 
 Array = np.ndarray
 Fields = dict[str, Any]
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """Machine code and how it is launched; `order` names the arguments that the kernel takes."""
-
-    cubin: bytes
-    kernel: str
-    grid: list[int]
-    block: list[int]
-    order: list[int]
-
-
-def compiled(function: PrimFunc, backend: Backend) -> Kernel:
-    """Return the machine code of a scheduled function that is one kernel; needs no driver."""
-    # where a driver is, TVM asks for machine code: it gets none, since its source is compiled below
-    tvm_ffi.register_global_func("tvm_callback_cuda_compile", lambda _: nvrtc.ELF, override=True)
-    with tvm.target.Target(backend.target) as target:
-        module = tvm.compile(tvm.ir.IRModule({"main": function}), target).mod
-    source = module.imports[0].inspect_source()
-    (found,) = SIGNATURE.findall(source)
-    given = re.findall(r"(\w+)_ptr\b", found[1])
-    known = [parameter.name for parameter in function.params]
-    extents = _extents(function)
-    return Kernel(
-        nvrtc.Nvrtc(toolkit.find()).compile(source, backend.device).cubin,
-        found[0],
-        [extents.get(f"blockIdx.{axis}", 1) for axis in "xyz"],
-        [extents.get(f"threadIdx.{axis}", 1) for axis in "xyz"],
-        [known.index(name) for name in given],
-    )
-
-
-def _extents(function: PrimFunc) -> dict[str, int]:
-    found = re.findall(r'T\.launch_thread\("([\w.]+)", (\d+)\)', function.script())
-    return {axis: int(extent) for axis, extent in found}
-
-
-class Archive:
-    """The file in the making."""
-
-    def __init__(self, file: zipfile.ZipFile) -> None:
-        """Begin with the program."""
-        self._file = file
-        self.add("__main__.py", Path(measuring.__file__).read_bytes())
-
-    def add(self, name: str, data: bytes) -> str:
-        """Add a file and return its name."""
-        info = zipfile.ZipInfo(name, EPOCH)
-        info.compress_type = zipfile.ZIP_DEFLATED
-        self._file.writestr(info, data)
-        return name
 
 
 def build(
@@ -110,7 +53,7 @@ def build(
     Raises `GateError` where an untuned kernel cannot be compiled, `UsageError` beyond `LIMIT`.
     """
     with zipfile.ZipFile(path, "w") as file:
-        archive, made = Archive(file), list[Fields]()
+        archive, made = Archive(file, measuring), list[Fields]()
         for number, task in enumerate(tasks):
             progress(number, len(tasks), task.name)
             made.append(_task(archive, task, backend, trials, scratch, workers))
@@ -142,7 +85,7 @@ def _task(
         "name": task.name,
         "shape": asdict(task.shape),
         "arguments": arguments,
-        "planes": PLANES,
+        "weights": PLANES,
         "cold": min(task.model_bytes, COLD),
         "expected": stored("expected", expected),
         "candidates": list(_candidates(archive, task, backend, trials, scratch, workers)),
@@ -162,7 +105,7 @@ def _candidates(
             candidate = space.candidate(mod, module, backend, values).mod
             kernel = compiled(space.realized(candidate, module, backend)["main"], backend)
             (scratch / f"{number}.cubin").write_bytes(kernel.cubin)
-            return {key: value for key, value in vars(kernel).items() if key != "cubin"}
+            return {"launches": kernel.fields()}
 
         return compile_
 
@@ -189,18 +132,23 @@ def seed(shape: WordShape) -> str:
     return f"{shape.outputs} {shape.inputs} {shape.bits} {shape.form.order}"
 
 
+def activation(shape: WordShape) -> Array:
+    """Return the activation (M, K) float32 of an example."""
+    return np.random.default_rng(0).standard_normal((shape.tokens, shape.inputs)).astype(np.float32)
+
+
 def example(shape: WordShape) -> tuple[list[Array], Array]:
     """Return the arguments of a query but its output, and what the reference gives for them."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     form, count = shape.form, shape.bits
     terms = lambda *size: rng.integers(EXPONENT_BIAS - 3, EXPONENT_BIAS + 1, size, np.uint8)
-    values = rng.standard_normal((shape.tokens, shape.inputs)).astype(np.float32)
+    values = activation(shape)
     plane_terms, row_terms = terms(count, shape.plane_terms), terms(shape.outputs, shape.row_terms)
     bias = [rng.standard_normal(shape.outputs).astype(np.float32)] if shape.bias else []
     built = lut_bytes.OPERATORS[shape.read][2](values, form)
     size = words.shape(count, shape.outputs, shape.inputs, form.order)
-    drawn = hashlib.shake_128(seed(shape).encode()).digest(int(np.prod(size)) * 4)
-    planes = np.frombuffer(drawn, "<u4").reshape(size)
+    made_up = contents.drawn(seed(shape), int(np.prod(size)) * 4)
+    planes = np.frombuffer(made_up, "<u4").reshape(size)
     canonical = _canonical(planes, shape)
     parts = [
         lut_bits.reference_query(
