@@ -16,6 +16,9 @@ static ucontext_t starter;
 static Runner kernel;
 static void** arguments;
 static unsigned char* shared_memory;
+// In which order threads and blocks run: the other way round at every other launch, and threads at every
+// other block. Between two barriers each thread is so before each other one at some time.
+static bool backward;
 
 void fail(const char* why) {
   fprintf(stderr, "emulated GPU: %s\n", why);
@@ -154,11 +157,13 @@ static void resolve(int first) {
     if (lanes[l]) fibers[first + l].state = READY;
 }
 
-static void run_warp(int first) {
+static void run_warp(int first, bool turned) {
   for (;;) {
     int waiting = 0;
-    for (int l = LANES - 1; l >= 0; l--)  // backwards: nobody may count on the order
-      if (first + l < count && fibers[first + l].state == READY) enter(first + l);
+    for (int i = 0; i < LANES; i++) {
+      const int at = first + (turned ? i : LANES - 1 - i);
+      if (at < count && fibers[at].state == READY) enter(at);
+    }
     for (int l = 0; l < LANES && first + l < count; l++)
       waiting += fibers[first + l].state == IN_WARP;
     if (!waiting) return;
@@ -170,7 +175,9 @@ static void run_block() {
   for (int i = 0; i < count; i++) fibers[i].state = READY;
   for (;;) {
     int waiting = 0, done = 0;
-    for (int first = 0; first < count; first += LANES) run_warp(first);
+    const int last = (count - 1) / LANES * LANES;
+    const bool turned = backward ^ (blockIdx.x & 1);
+    for (int first = 0; first < count; first += LANES) run_warp(turned ? last - first : first, turned);
     for (int i = 0; i < count; i++) waiting += fibers[i].state == AT_BARRIER, done += fibers[i].state == DONE;
     if (done == count) return;
     if (done) fail("a barrier that some threads have left behind");
@@ -192,13 +199,14 @@ void launch(Runner run, Dim grid, Dim block, size_t shared, void** given) {
   count = block.x * block.y * block.z;
   for (int i = 0; i < count; i++)
     fibers[i].index = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
-  for (unsigned z = 0; z < grid.z; z++)
-    for (unsigned y = 0; y < grid.y; y++)
-      for (unsigned x = 0; x < grid.x; x++) {
-        blockIdx = {x, y, z};
-        memset(shared_memory, 0xA5, shared);  // nobody may count on zeros
-        run_block();
-      }
+  const unsigned blocks = grid.x * grid.y * grid.z;
+  for (unsigned i = 0; i < blocks; i++) {
+    const unsigned at = backward ? blocks - 1 - i : i;
+    blockIdx = {at % grid.x, at / grid.x % grid.y, at / (grid.x * grid.y)};
+    memset(shared_memory, 0xA5, shared);  // nobody may count on zeros
+    run_block();
+  }
+  backward = !backward;
 }
 
 }  // namespace emulation

@@ -192,6 +192,19 @@ def test_many_tokens_multiply_bytes_on_every_gpu(emulator: Emulator, tmp_path: P
             assert kinds == {(True, False), (False, True)}, name
 
 
+# launches the one kernel of a library, of one pointer
+LAUNCHER = """import ctypes, sys
+library, dims = ctypes.CDLL(sys.argv[1]), ctypes.c_uint * 3
+table = ctypes.addressof(ctypes.c_char.in_dll(library, "emulated_kernels"))
+entry = ctypes.c_void_p.from_address(table + 8)
+def launch(address, blocks, threads):
+    place = ctypes.c_void_p(address)
+    given = (ctypes.c_void_p * 1)(ctypes.addressof(place))
+    sizes = dims(blocks, 1, 1), dims(threads, 1, 1)
+    library.emulated_launch(entry, *sizes, ctypes.c_size_t(0), given)
+"""
+
+
 def test_the_emulator_ends_a_program_that_no_gpu_could_run(emulator: Emulator) -> None:
     """A vote in one branch only, and a load that is not aligned."""
     head = 'static void shiftadd_ballot(void*, unsigned);\nextern "C" __global__ void '
@@ -201,18 +214,46 @@ def test_the_emulator_ends_a_program_that_no_gpu_could_run(emulator: Emulator) -
     ):
         library = emulator.kernels(head.splitlines()[1] + body, "broken")
         code = (
-            "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]);"
-            "entry = ctypes.c_void_p.from_address(ctypes.addressof("
-            "ctypes.c_char.in_dll(library, 'emulated_kernels')) + 8);"
-            "memory = (ctypes.c_uint64 * 64)();"
-            "place = ctypes.c_void_p((ctypes.addressof(memory) + 63) & -64);"
-            "given = (ctypes.c_void_p * 1)(ctypes.addressof(place)); dims = ctypes.c_uint * 3;"
-            "library.emulated_launch(entry, dims(1, 1, 1), dims(32, 1, 1), ctypes.c_size_t(0), given)"
+            f"{LAUNCHER}"
+            "memory = (ctypes.c_uint64 * 64)()\n"
+            "launch((ctypes.addressof(memory) + 63) & -64, 1, 32)"
         )
         child = subprocess.run(
             [sys.executable, "-c", code, str(library)], capture_output=True, text=True, check=False
         )
         assert child.returncode == 86 and reason in child.stderr, child.stderr
+
+
+RACES = {  # what one launch after another gives, where something is missing
+    "a barrier": (
+        "(unsigned* x) { __shared__ unsigned s[64]; s[threadIdx.x] = x[threadIdx.x];"
+        " x[threadIdx.x] = s[(threadIdx.x + 32) % 64] + 1; }",
+        (1, 64),
+    ),
+    "an order of blocks": (
+        "(unsigned* x) { if (threadIdx.x == 0) x[0] = 2 * x[0] + blockIdx.x; }",
+        (2, 32),
+    ),
+}
+
+
+@pytest.mark.parametrize("missing", RACES)
+def test_the_emulator_shows_what_depends_on_an_order(missing: str, emulator: Emulator) -> None:
+    """Other numbers come of the same launch when it is repeated: once in each order."""
+    body, (blocks, threads) = RACES[missing]
+    library = emulator.kernels(f'extern "C" __global__ void racing{body}', f"race{blocks}")
+    code = (
+        f"{LAUNCHER}"
+        "found = []\n"
+        "for turn in range(2):\n"
+        "    memory = (ctypes.c_uint * 64)(*range(64))\n"
+        "    launch(ctypes.addressof(memory), *map(int, sys.argv[2:]))\n"
+        "    found.append(list(memory))\n"
+        "sys.exit(found[0] != found[1])"
+    )
+    command = [sys.executable, "-c", code, str(library), str(blocks), str(threads)]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert child.returncode == 1 and not child.stderr, child.stderr
 
 
 def test_headers_of_the_emulation_are_here() -> None:
