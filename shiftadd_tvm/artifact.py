@@ -113,6 +113,12 @@ class Artifact:
             raise self._bad(f"{key} is not an object")
         return value
 
+    @property
+    def gpu(self) -> str:
+        """The architecture of the GPU that it is compiled for, such as "sm_90"; empty: a processor."""
+        device = self.section("target").get("device", "")
+        return device if isinstance(device, str) else ""
+
     def number(self, section: str, key: str) -> int:
         """Return a non-negative whole number of the manifest."""
         value = self.section(section).get(key)
@@ -252,12 +258,11 @@ class Artifact:
                 f"{self.path} is compiled for {target.get('machine')} ({target.get('preset')}), this "
                 f"machine is {cpu.machine()}; compile it with a --target that runs here."
             )
-        if isinstance(device := target.get("device"), str):
-            if lacking := driver.lacks(device):
-                raise UnsupportedError(
-                    f"{self.path} is compiled for {target.get('preset')}, this machine lacks {lacking}; "
-                    "compile it with a --target that runs here (shiftadd-tvm targets)."
-                )
+        if self.gpu and (lacking := driver.lacks(self.gpu)):
+            raise UnsupportedError(
+                f"{self.path} is compiled for {target.get('preset')}, this machine lacks {lacking}; "
+                "compile it with a --target that runs here (shiftadd-tvm targets)."
+            )
         missing = sorted(set(needed if isinstance(needed, list) else []) - cpu.features())
         if missing:
             raise UnsupportedError(

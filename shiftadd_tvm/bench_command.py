@@ -18,7 +18,12 @@ Synthetic = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="A published shape with made-up weights: llama-2-7b, ..."),
 ]
-Bits = Annotated[str, typer.Option(metavar="B", help="Bits of made-up weights: 1, 2, 3 or 4.")]
+Bits = Annotated[
+    str,
+    typer.Option(
+        metavar="B", help="Bits of made-up weights: 1, 2, 3 or 4; of a model also 16, which is float16."
+    ),
+]
 PromptTokens = Annotated[
     int, typer.Option("--prompt-tokens", metavar="N", help="Tokens of the prefill.")
 ]
@@ -81,11 +86,10 @@ def bench(
     """
     from shiftadd_tvm import bench_workflow
     from shiftadd_tvm.benchmark import kernels, models, tables
+    from shiftadd_tvm.synthetic import HALF_BITS
 
     console = Console(json=json, quiet=quiet, verbose=verbose)
-    _check(artifact, synthetic, kernel, shape, target)
-    if output and not kernel:
-        raise UsageError("-o is for single operators on a GPU elsewhere; add --kernel.")
+    _check(artifact, synthetic, kernel, shape, target, output)
     _check_formats(artifact, kernel, activations, scales, cache)
     with leaving("nothing was kept"), console.progress("measuring") as progress:
         if kernel:
@@ -107,9 +111,9 @@ def bench(
             assert artifact is not None
             fields = bench_workflow.bench(artifact, request, progress=progress)
         else:
-            whole = options.parse_whole_bits(bits)
+            whole, cache = options.parse_whole_bits(bits, HALF_BITS), cache or "float32"
             fields = bench_workflow.bench_synthetic(
-                synthetic, whole, request, target=target, cache=cache or "float32", progress=progress
+                synthetic, whole, request, target=target, cache=cache, progress=progress
             )
     console.result(fields, tables.model(fields))
 
@@ -136,6 +140,7 @@ def _check(
     kernel: bool,
     shape: str | None,
     target: str | None,
+    output: Path | None,
 ) -> None:
     """Raise `UsageError` for options that contradict each other."""
     if shape is not None and not kernel:
@@ -149,3 +154,5 @@ def _check(
         )
     if artifact and target:
         raise UsageError("--target is for made-up weights; an artifact has its own target.")
+    if output and not kernel:
+        raise UsageError("-o is for single operators on a GPU elsewhere; add --kernel.")

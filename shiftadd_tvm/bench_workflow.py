@@ -3,6 +3,7 @@
 import importlib
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,7 @@ def bench_synthetic(
     progress = progress or _silent
     backends, models = _module("backend"), _module("benchmark.models")
     backend = backends.load(target) if target else backends.detect()
-    settings = make_settings(bits=bits, embedding_bits=8)
-    model = _module("synthetic").SyntheticModel(_module("shapes").config(name), settings)
+    model = _made_up(name, bits)
     context = models.context(request)
     if context > model.decoder.positions:
         raise UsageError(
@@ -53,18 +53,35 @@ def bench_synthetic(
         )
     with _module("runtime.library").without_torch():
         compiler = _module("compiler")
+    half = _module("synthetic").HALF_BITS
     with tempfile.TemporaryDirectory(prefix="shiftadd-bench-") as folder:
-        artifact = Path(folder) / "artifact"
         chosen = _module("compile_settings").CompileSettings(
             context=context,
             cache=cache,
             load="hugepages",  # as the peers have them
             verify=False,
         )
-        stage = lambda what: progress(0, 1, f"{name}: {what}")
-        compiler.compile_model(model, artifact, backend, chosen, version=__version__, progress=stage)
-        _module("files").flush(artifact)  # the disk's work must not go on beside the measurement
+
+        def compiled(model: Any, bits: int) -> Path:
+            artifact = Path(folder) / str(bits)
+            stage = lambda what: progress(0, 1, f"{name}, {bits} bits: {what}")
+            given = {"version": __version__, "progress": stage}
+            compiler.compile_model(model, artifact, backend, chosen, **given)
+            _module("files").flush(artifact)  # the disk's work must not go on beside the measurement
+            return artifact
+
+        artifact = compiled(model, bits)
+        if request.baselines and backend.device and bits != half:
+            request = replace(request, beside=compiled(_made_up(name, half), half))
         return {**bench(artifact, request, progress=progress), "model": name}
+
+
+def _made_up(name: str, bits: int) -> Any:
+    """Return the model of a published shape; of float16 numbers, where so many bits are asked for."""
+    synthetic, config = _module("synthetic"), _module("shapes").config(name)
+    if bits == synthetic.HALF_BITS:
+        return synthetic.HalfModel(config)
+    return synthetic.SyntheticModel(config, make_settings(bits=bits, embedding_bits=8))
 
 
 def bench_kernels(

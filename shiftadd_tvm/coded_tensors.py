@@ -48,6 +48,7 @@ class CodedTensors(abc.ABC):
     layout: CodedLayout
     _files: Mapping[str, Tensors]
     _groups: dict[str, tuple[str, ...]]  # of every linear
+    stored = ""  # dtype of linears that are numbers and not coded: of made-up models only
 
     def linears(self) -> list[str]:
         """Return the module paths of the quantized linears, in model order."""

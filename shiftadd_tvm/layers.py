@@ -36,6 +36,7 @@ from shiftadd_tvm.ops import (
     shift,
 )
 
+NUMBERS = "numbers"  # no planes: a matrix of floats, `<name>.weight`
 Expr = Any  # TVM's classes have no static types
 # operators that are made one on GPUs, and depend on more than their operands
 KEYED = ("rms_norm", "layer_norm", "hadamard", "activate", "activate_mul")
@@ -53,7 +54,7 @@ class Linear:
     outputs: tuple[int, ...]
     bias: bool
     block: tuple[int, int] | None = None  # (rows, columns) that share a scale; None: separable
-    order: str = "bytes"  # of the planes: of `ops/planes.py`, or one of `ops/words.py`
+    order: str = "bytes"  # of the planes: of `ops/planes.py`, one of `ops/words.py`, or `NUMBERS`
     grouped: bool = False  # blocks of one row that `ops/lut_group.py` or `lut_bits_group.py` can read
 
     @property
@@ -155,6 +156,9 @@ def linears(b: Builder, x: Expr, group: Group, activations: str, many: bool) -> 
 
     `activations` is the format in which look-ups hold them (`ops/lut.py`).
     """
+    if group.stacks[0].order == NUMBERS:
+        made = ((stored(b, x, s.name, sum(s.outputs), many), s) for s in group.stacks)
+        return [part for y, stack in made for part in _columns(y, stack.outputs)]
     if group.rotation > 1:
         rotate = lambda values, signs: hadamard.rotate(values, signs, group.rotation)
         x = b.op("hadamard", (group.rotation,), rotate, x, b.parameter(f"{group.leader}.signs"))

@@ -47,8 +47,10 @@ def parse_time(text: str) -> float:
     return value
 
 
-def parse_whole_bits(text: str) -> int:
-    """Return whole bits per weight."""
+def parse_whole_bits(text: str, *others: int) -> int:
+    """Return whole bits per weight, or one of `others`."""
+    if text in map(str, others):
+        return int(text)
     value = parse_bits(text)
     if value % 1:
         raise UsageError(f"--bits is {text}, expected 1, 2, 3 or 4: this model is not calibrated.")

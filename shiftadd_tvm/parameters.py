@@ -14,7 +14,7 @@ import numpy as np
 from shiftadd_tvm.bcq import BCQWeight, SeparableScales
 from shiftadd_tvm.coded_tensors import CodedTensors
 from shiftadd_tvm.decoder_model import Decoder, Rope
-from shiftadd_tvm.layers import Group, Linear
+from shiftadd_tvm.layers import NUMBERS, Group, Linear
 from shiftadd_tvm.ops import dense, elementwise, lut, lut_bits, lut_bits_group, lut_group, words
 from shiftadd_tvm.ops import planes as order
 from shiftadd_tvm.packed import PackedModel
@@ -36,13 +36,22 @@ def groups(model: CodedTensors, rows: int, activations: str) -> dict[str, Group]
     """Return the linears that share an activation by the name of their first, for row blocks of
     `rows` and a format of look-ups (whole numbers have a fast form of grouped scales)."""
     found = {}
-    for members in sorted({model.group(linear) for linear in model.linears()}):
+    together = sorted({model.group(linear) for linear in model.linears()})
+    if model.stored:
+        sizes = model.layout.linears()
+        return {m[0]: Group((_numbers(m, sizes),), 1) for m in together}
+    for members in together:
         rotation = model.weight(members[0]).rotation
         stacks = tuple(
             _linear_type(model, stack, activations) for stack in stacked(model, members, rows)
         )
         found[members[0]] = Group(stacks, 1 if rotation is None else rotation.block)
     return found
+
+
+def _numbers(members: tuple[str, ...], sizes: Mapping[str, tuple[int, ...]]) -> Linear:
+    """Return linears that are stored as numbers, as one matrix."""
+    return Linear(members, tuple(sizes[name][0] for name in members), False, order=NUMBERS)
 
 
 def stacked(model: CodedTensors, members: tuple[str, ...], rows: int) -> list[tuple[str, ...]]:
@@ -98,6 +107,8 @@ def parameters(
     for name in model.names():
         if name in vectors:
             found.append(_copied(model, name, decoder.norm.offset if name in norms else 0.0))
+    if model.stored:
+        return found + [_stacked_numbers(model, s, lanes) for g in groups.values() for s in g.stacks]
     return found + of_groups(model, groups, rows)
 
 
@@ -146,6 +157,15 @@ def _stored(model: PackedModel, name: str, lanes: int) -> list[Parameter]:
     source = model.raw if known else model.read
     found = [Parameter(weight, shape, dtype, lambda: dense.pack_rows(source(weight), lanes))]
     return found + ([_raw(model, f"{name}.weight_scale")] if stored == "I8" else [])
+
+
+def _stacked_numbers(model: PackedModel, stack: Linear, lanes: int) -> Parameter:
+    """Return the matrix of linears that are stored as numbers, one below the other."""
+    dtype, outputs = dense.RAW_DTYPES[model.stored], sum(stack.outputs)
+    inputs = model.layout.linears()[stack.name][1]
+    whole = lambda: np.concatenate([model.raw(f"{name}.weight") for name in stack.members])
+    shape = (dense.lane_blocks(outputs, lanes), inputs, lanes)
+    return Parameter(f"{stack.name}.weight", shape, dtype, lambda: dense.pack_rows(whole(), lanes))
 
 
 def _raw(model: PackedModel, name: str) -> Parameter:

@@ -23,6 +23,7 @@ from shiftadd_tvm.settings import QuantizeSettings
 from shiftadd_tvm.tensorfile import to_float32
 
 OFFSETS = 1 << 16  # places in the pool where a tensor may begin
+HALF_BITS = 16  # of a weight, where linears are not coded
 TYPICAL = 73.0  # root mean square of a random int8
 
 Array = np.ndarray
@@ -46,6 +47,27 @@ class SyntheticModel(PackedModel):
     def tokenizer_files(self) -> dict[str, bytes]:
         """Return no file."""
         return {}
+
+
+class HalfModel(SyntheticModel):
+    """The same shape with all matrices in float16, none coded: what a bench compares with."""
+
+    stored = "F16"
+
+    def __init__(self, config: Config) -> None:
+        """Make up a model of a Hugging Face `config`; raises what `families.read_config` raises."""
+        super().__init__(config, QuantizeSettings())
+        self.quantization = {**self.quantization, "bits": HALF_BITS}
+        tensors = _MadeUpHalves(self.layout, 0)
+        self._files = dict.fromkeys(tensors.shapes, tensors)
+
+    def linear_bytes(self) -> int:
+        """Return the bytes of all linears."""
+        return sum(math.prod(shape) for shape in self.layout.linears().values()) * HALF_BITS // 8
+
+    def effective_bits(self) -> float:
+        """Return 16."""
+        return HALF_BITS
 
 
 class _MadeUp:
@@ -101,6 +123,29 @@ class _MadeUp:
             if index:
                 terms[..., index] |= NEGATIVE * rng.integers(0, 2, shape[:-1], np.uint8)
         return terms
+
+
+class _MadeUpHalves(_MadeUp):
+    """The same, but for matrices: numbers of 2^-6 to 2^-5 and of either sign."""
+
+    def __init__(self, layout: Layout, seed: int) -> None:
+        self._layout, self._seed = layout, seed
+        linears = {f"{name}.weight": shape for name, shape in layout.linears().items()}
+        self.shapes = linears | layout.plain_shapes()
+        self._matrices = {*linears, *filter(_random, self.shapes)}
+        largest = max(math.prod(self.shapes[name]) for name in self._matrices)
+        rng = np.random.Generator(np.random.SFC64(seed))
+        self._pool = np.frombuffer(rng.bytes(2 * largest + OFFSETS), np.uint8)
+
+    def dtype(self, name: str) -> str:
+        return "F16" if name in self._matrices else super().dtype(name)
+
+    def raw(self, name: str) -> Array:
+        if name not in self._matrices:
+            return super().raw(name)
+        begin, shape = zlib.crc32(name.encode()) % OFFSETS & ~1, self.shapes[name]
+        bits = self._pool[begin : begin + 2 * math.prod(shape)].view(np.uint16)
+        return (bits & 0x83FF | 0x2400).view(np.float16).reshape(shape)
 
 
 def _random(name: str) -> bool:

@@ -90,6 +90,8 @@ void emulated_busy(unsigned threads) {  // a library's launch
   if (capturing) capturing->threads += threads;
 }
 CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
+// NVRTC asks for a table of functions that no header names, and takes whatever a driver that begins gives
+CUresult cuGetExportTable(const void** table, const CUuuid*) { return *table = nullptr, CUDA_ERROR_NOT_FOUND; }
 CUresult cuDeviceGetCount(int* count) { return *count = (int)setting("SHIFTADD_EMULATED_GPUS", 1), CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice* device, int index) { return *device = index, CUDA_SUCCESS; }
 CUresult cuDeviceGetName(char* name, int size, CUdevice) {

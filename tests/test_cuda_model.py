@@ -18,7 +18,7 @@ from shiftadd_tvm import backend, diagnosis, runtime_libraries
 from shiftadd_tvm.artifact import LIBRARY, Artifact
 from shiftadd_tvm.compile_settings import CompileSettings
 from shiftadd_tvm.compiler import CompileReport, compile_model
-from shiftadd_tvm.cuda import codegen, driver, nvrtc, toolkit
+from shiftadd_tvm.cuda import codegen, driver, nvrtc, reading, toolkit
 from shiftadd_tvm.errors import OutputError, ShiftAddError, UnsupportedError, UsageError
 from shiftadd_tvm.packed import open_packed
 from shiftadd_tvm.quantization import quantize
@@ -42,7 +42,7 @@ class Built:
         )
         self.source = (self.dump / "kernels.cu").read_text()
         self.emulator = Emulator(folder / "gpu")
-        self.kernels = self.emulator.kernels(self.source, "tiny")
+        self.kernels = self.emulator.kernels(self.source + reading.SOURCE, "tiny")
 
     def run(self, *arguments: str, **gpu: object) -> subprocess.CompletedProcess[str]:
         """Run a script with the emulated GPU."""
@@ -134,6 +134,25 @@ def test_eight_sequences_in_one_step(tmp_path: Path) -> None:
 def test_sequences_on_the_emulated_gpu(built: Built) -> None:
     child = built.run(str(Path(__file__).with_name("cuda_sessions.py")), str(built.artifact))
     assert (child.returncode, child.stdout) == (0, "equal\n"), child.stderr
+
+
+def test_the_bench_measures_steps_up_to_the_token(built: Built) -> None:
+    """The roof is the GPU's own; torch for processors is out, with its reason."""
+    code = (
+        "import json, sys; from pathlib import Path; from shiftadd_tvm.benchmark import models\n"
+        "sizes = {'prompt_tokens': 8, 'new_tokens': 5, 'threads': 1, 'probe_bytes': 1 << 16}\n"
+        "request = models.Request(**sizes, baselines=True)\n"
+        "print(json.dumps(models.measure(Path(sys.argv[1]), request)))"
+    )
+    child = built.run("-c", code, str(built.artifact))
+    assert child.returncode == 0, child.stderr
+    fields = json.loads(child.stdout)
+    assert fields["device"] == "emulated GPU" and fields["target"] == "cuda-sm90"
+    # of the made-up clock: a graph reads the buffer four times, by blocks of 512 threads
+    assert fields["dram_bandwidth_bytes_per_second"] == pytest.approx((1 << 16) / 0.512)
+    assert fields["decode_tokens_per_second"] > 0 and fields["prefill_tokens_per_second"] > 0
+    assert list(fields["baselines"]) == ["torch-fp16"]
+    assert "finds no GPU here; install torch for CUDA" in fields["baselines"]["torch-fp16"]["error"]
 
 
 def test_a_program_has_all_it_needs_beside_it_but_the_driver(

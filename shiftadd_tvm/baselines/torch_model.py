@@ -1,4 +1,5 @@
-"""torch in bfloat16 as a peer of a whole model: transformers' LlamaForCausalLM with random weights.
+"""torch as a peer of a whole model: transformers' LlamaForCausalLM with random weights, in bfloat16 on
+processors, in float16 on a GPU, where a step ends with the next token as ours does.
 
 A model that would be too large, or too slow to set up, is built with fewer layers and measured twice
 in each turn, with all of these and with one: the layers that are missing are taken to cost what those
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from shiftadd_tvm.benchmark.turns import Fields, serve
+from shiftadd_tvm.benchmark.turns import ContenderError, Fields, serve
 
-MOST_BYTES = 2_000_000_000  # of weights that are built
+MOST_BYTES = 2_000_000_000  # of weights that are built on processors
+MOST_MEMORY = 0.8  # of a GPU's memory that is free, likewise
 BYTES = 2  # of a weight
 
 
@@ -23,10 +25,19 @@ def layer_weights(request: Fields) -> int:
     return int(request["hidden"] * (2 * attention + 2 * keys + 3 * request["intermediate"]))
 
 
-def built_layers(request: Fields) -> int:
+def most_bytes(device: str) -> int:
+    """Return how many bytes of weights are built; raises `ContenderError` without the device."""
+    if device == "cpu":
+        return MOST_BYTES
+    if not torch.cuda.is_available():
+        raise ContenderError(f"torch {torch.__version__} finds no GPU here; install torch for CUDA")
+    return int(MOST_MEMORY * torch.cuda.mem_get_info()[0])
+
+
+def built_layers(request: Fields, most: int = MOST_BYTES) -> int:
     """Return how many layers are built: all where they fit, else at least two."""
     matrices = 1 if request["tied_embeddings"] else 2
-    left = MOST_BYTES - BYTES * matrices * request["vocabulary"] * request["hidden"]
+    left = most - BYTES * matrices * request["vocabulary"] * request["hidden"]
     return min(int(request["layers"]), max(left // (BYTES * layer_weights(request)), 2))
 
 
@@ -43,11 +54,12 @@ class _Torch:
     def __init__(self, request: Fields) -> None:
         torch.set_num_threads(request["threads"])
         torch.manual_seed(0)
-        self._layers, self._built = int(request["layers"]), built_layers(request)
+        self.device = request.get("device", "cpu")
+        self._layers, self.built = int(request["layers"]), built_layers(request, most_bytes(self.device))
         config = LlamaConfig(
             hidden_size=request["hidden"],
             intermediate_size=request["intermediate"],
-            num_hidden_layers=self._built,
+            num_hidden_layers=self.built,
             num_attention_heads=request["heads"],
             num_key_value_heads=request["kv_heads"],
             head_dim=request["head_dim"],
@@ -55,12 +67,13 @@ class _Torch:
             max_position_embeddings=request["context"],
             tie_word_embeddings=request["tied_embeddings"],
         )
-        torch.set_default_dtype(torch.bfloat16)
-        self._model = LlamaForCausalLM(config).eval()
+        torch.set_default_dtype(torch.bfloat16 if self.device == "cpu" else torch.float16)
+        with torch.device(self.device):
+            self._model = LlamaForCausalLM(config).eval()
         self._all = self._model.model.layers
         shape = (1, request["prompt_tokens"])
-        self._prompt = torch.randint(0, request["vocabulary"], shape)
-        self._counts = [self._built] if self._built == self._layers else [self._built, 1]
+        self._prompt = torch.randint(0, request["vocabulary"], shape, device=self.device)
+        self._counts = [self.built] if self.built == self._layers else [self.built, 1]
         self._caches: dict[int, Any] = {}
         self.prefill()
 
@@ -68,12 +81,15 @@ class _Torch:
         self._model.model.layers = self._all[:count]
         with torch.inference_mode():
             begin = time.perf_counter()
-            self._model(tokens, past_key_values=self._caches[count], logits_to_keep=1)
+            cache = self._caches[count]
+            logits = self._model(tokens, past_key_values=cache, logits_to_keep=1).logits
+            if self.device != "cpu":
+                logits[0, -1].argmax().item()  # waits for the GPU
             return time.perf_counter() - begin
 
     def _whole(self, tokens: torch.Tensor) -> float:
         times = [self._run(count, tokens) for count in self._counts]
-        return extrapolated(times[0], times[-1], self._built, self._layers)
+        return extrapolated(times[0], times[-1], self.built, self._layers)
 
     def prefill(self) -> float:
         """Return the seconds that the prompt takes in an empty cache."""
@@ -87,7 +103,8 @@ class _Torch:
 
 def prepare(request: Fields) -> tuple[Fields, dict[str, Any]]:
     """Return info and the actions."""
-    model, built = _Torch(request), built_layers(request)
+    model = _Torch(request)
+    built = model.built
     matrices = request["vocabulary"] * request["hidden"]
     info: Fields = {
         "weight_bytes": BYTES * (request["layers"] * layer_weights(request) + matrices),

@@ -18,6 +18,7 @@ from shiftadd_tvm.artifact import Artifact
 from shiftadd_tvm.benchmark import accounting, game, memory, peers, statistics
 from shiftadd_tvm.benchmark.game import Game
 from shiftadd_tvm.benchmark.turns import Fields
+from shiftadd_tvm.cuda import driver, reading
 from shiftadd_tvm.errors import UsageError
 
 ROUNDS = 5
@@ -35,6 +36,7 @@ class Request:
     threads: int | None = None  # None: all processors
     baselines: bool = False
     probe_bytes: int | None = None  # None: several times the last cache
+    beside: Path | None = None  # an artifact of the same shape in float16, which takes part
 
     def __post_init__(self) -> None:
         """Check every value; raises `UsageError`."""
@@ -77,7 +79,7 @@ def measure(
     check(artifact, request)
     threads, load = request.threads or cpu.cores(), statistics.load()
     common: Fields = {"threads": threads, "prompt_tokens": request.prompt_tokens}
-    probed = request.probe_bytes or memory.probe_bytes()
+    probed = request.probe_bytes or (reading.NBYTES if artifact.gpu else memory.probe_bytes())
     progress(0, PREFILLS + ROUNDS, "loading")
     ours = {**common, "artifact": str(path), "probe_bytes": probed}
     with (
@@ -87,12 +89,15 @@ def measure(
         if request.baselines:
             sizes = {"decoded_tokens": _decoded(request), "folder": folder}
             shape = {**_shape(artifact), **common, **sizes}
-            table.seat(peers.models(round(_bits(artifact))), shape)
+            on_gpu, own = bool(artifact.gpu), peers.own(request.beside) if request.beside else []
+            found = peers.on_gpus() if on_gpu else peers.models(round(_bits(artifact)))
+            table.seat([*own, *found], shape)
         times = _play(table, _each(request), progress)
     fields = _fields(artifact, request, times)
     compared = {name: times.compared(table.infos[name], name, request) for name in table.peers()}
     return {
         "threads": threads,
+        **({"device": gpu.name} if artifact.gpu and (gpu := driver.gpu()) else {}),
         **fields,
         "baselines": {**compared, **table.absent},
         "notes": statistics.notes(fields["dram_bandwidth_spread"], load, threads),

@@ -18,7 +18,8 @@ class Roof:
     def __init__(self, arch: str, nbytes: int = NBYTES) -> None:
         """Prepare to read `nbytes`; raises `UnsupportedError` without a GPU or a compiler for `arch`."""
         try:
-            self._reading = Reading(Gpu(), image(arch), nbytes)
+            kernel = image(arch)
+            self._reading = Reading(Gpu(), kernel, nbytes)
         except MeasureError as error:
             raise UnsupportedError(f"The GPU's memory cannot be measured: {error}.") from None
 

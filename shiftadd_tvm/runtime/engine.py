@@ -60,7 +60,7 @@ class Model:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
         self.check_kind(self.artifact)
         native.load_runtime()
-        if "device" in self.artifact.section("target"):
+        if self.artifact.gpu:
             native.load_cuda()
         params = native.ModelParams(threads=threads or 0, sequences=sequences)
         path = str(self.artifact.path).encode()
@@ -204,9 +204,13 @@ class Session:
         self.score(tokens, lambda logits: rows.append(logits.copy()))
         return np.concatenate(rows)
 
+    def append(self, token: int) -> None:
+        """Append one token; its logits stay where they are computed, for `sample` or `logits`."""
+        native.call("decode", self.handle, token)
+
     def decode(self, token: int) -> Array:
         """Append one token; return its logits float32 (1, vocabulary)."""
-        native.call("decode", self.handle, token)
+        self.append(token)
         return self.logits()
 
     def sample(self, sampling: Sampling, step: int) -> int:
@@ -231,7 +235,7 @@ class Session:
             yield token
             if step + 1 == new_tokens or length + step == self.engine.context:
                 return
-            self.decode(token)
+            self.append(token)
 
 
 def decode(sessions: Sequence[Session], tokens: Sequence[int]) -> Array:

@@ -119,7 +119,7 @@ class Generation:
                 self.finish_reason = "length" if step == self._limit else "context"
                 return
             begin = time.perf_counter()
-            session.decode(token)
+            session.append(token)
             token = session.sample(self._sampling, step)
             self.decode_seconds += time.perf_counter() - begin
 

@@ -1,7 +1,8 @@
 """Our part in the bench of a whole model: an artifact that prefills, decodes and reads memory in turns.
 
 Run as a process of its own by `benchmark/models.py`. Everything is called from one thread, so that the
-probe of the memory runs on the very threads that decode.
+probe of the memory runs on the very threads that decode. On a GPU a step ends with the next token, which
+is chosen there, since the call that starts it does not wait; and the memory probed is the GPU's.
 """
 
 import time
@@ -12,6 +13,7 @@ import numpy as np
 from shiftadd_tvm.artifact import Artifact
 from shiftadd_tvm.benchmark import memory
 from shiftadd_tvm.benchmark.turns import Fields, serve
+from shiftadd_tvm.cuda.roof import Roof
 from shiftadd_tvm.errors import GateError
 from shiftadd_tvm.runtime.engine import Engine, Sampling
 
@@ -23,9 +25,10 @@ class Measured:
 
     def __init__(self, request: Fields) -> None:
         """Load `artifact`, and prefill `prompt_tokens` random tokens."""
-        self._engine = Engine(
-            Artifact(request["artifact"]), threads=request["threads"], sequences=2
-        )
+        artifact, nbytes = Artifact(request["artifact"]), request["probe_bytes"]
+        artifact.check_machine()
+        self._roof = Roof(artifact.gpu, nbytes) if artifact.gpu else None
+        self._engine = Engine(artifact, threads=request["threads"], sequences=2)
         rng = np.random.default_rng(0)
         self._tokens = rng.integers(0, self._engine.vocabulary, self._engine.context).tolist()
         self._prompt = self._tokens[: request["prompt_tokens"]]
@@ -34,9 +37,8 @@ class Measured:
         if not np.isfinite(logits).all():
             raise GateError(f"{request['artifact']} computes NaN or Inf; its speed says nothing.")
         self._length = len(self._prompt)
-        words = memory.probe_words(request["probe_bytes"])
-        views = memory.probe_views(words, self._shapes(), request["threads"])
-        self._views = views
+        words = memory.probe_words(0 if self._roof else nbytes)
+        self._views = memory.probe_views(words, self._shapes(), request["threads"])
 
     def _shapes(self) -> dict[str, tuple[int, int]]:
         functions = self._engine.artifact.section("functions")
@@ -50,6 +52,8 @@ class Measured:
 
     def probe(self) -> dict[str, float]:
         """Return the bytes a second of each reading."""
+        if self._roof:
+            return self._roof.rates()
         rates = {}
         for name, view in self._views.items():
             begin = time.perf_counter()
@@ -72,10 +76,17 @@ class Measured:
         for _ in range(tokens):
             token = self._tokens[self._length]
             begin = time.perf_counter()
-            self._session.decode(token)
+            self._step(token)
             self._length += 1
             times.append(time.perf_counter() - begin)
         return times
+
+    def _step(self, token: int) -> None:
+        if self._roof:
+            self._session.append(token)
+            self._session.sample(Sampling(), 0)
+        else:
+            self._session.decode(token)
 
     def profile(self) -> dict[str, list[float]]:
         """Return the seconds of each call of each operator in a step for the last token, by kind."""
