@@ -35,6 +35,14 @@ class _Heads:
         return int(self.tensor.ty.shape.values[1])
 
 
+def _placed(given: list[_Heads], angles: Expr | None) -> heads.Heads:
+    """Return where the heads of queries, keys and values lie, and how many angles turn them."""
+    query, key, value = given
+    turned = 0 if angles is None else int(angles.ty.shape.values[2])
+    widths = (query.width, key.width, value.width)
+    return heads.Heads(query.layout, key.layout, value.layout, widths, turned)
+
+
 class Cache:
     """The key/value cache inside one function: pages as inputs, updated in place layer by layer."""
 
@@ -51,8 +59,8 @@ class Cache:
     ) -> None:
         """`epsilon` is that of norms of heads; `sequence`: all rows belong to one sequence (prefill);
         else row i is sequence i; `held` is the format of `ops/attention.py` that pages have;
-        `together`: as GPUs want it, heads that only turn go to the cache by one operator
-        (`ops/place.py`), and decode attends by parts."""
+        `together`: as GPUs want it, heads that only turn go to the cache by one operator: of a prompt
+        `ops/place.py`, and `ops/attend_parts.py`, which attends as well, in decode."""
         pages, width = tirx.Var("pages", "int64"), tirx.Var("width", "int64")
         page, size, kv_heads = attention.PAGE, kind.head_dim, kind.kv_heads
         self._b, self._kind, self._epsilon, self._sequence = b, kind, epsilon, sequence
@@ -122,31 +130,33 @@ class Cache:
             self._normed(parts, kind.value, ""),
         ]
         index = tirx.const(layer.index, "int64")
+        rules = Scores(kind.scale, layer.window, kind.cap, kind.alibi)
+        if self._in_parts:
+            return self._joined(given, angles, index, rules, rows)
         put = self._place if self._together and angles is not None else self._append
         queries = put(given, angles, index, rows)
-        rules = Scores(kind.scale, layer.window, kind.cap, kind.alibi)
         sizes = (kind.heads, kind.kv_heads, kind.head_dim)
         operands = [queries, self.keys, self.values, self.table, self.length, index]
-        if self._in_parts:
-            return self._joined(sizes, rules, operands, rows)
         make = lambda: attend.attend(*sizes, sequence, rules, held)
         function = b.tir(("attend", sequence, rules), make)
         out = relax.TensorType((rows, kind.heads * kind.head_dim), "float32")
         return b.blocks.emit(relax.call_tir(function, operands, out))
 
     def _joined(
-        self, sizes: tuple[int, int, int], rules: Scores, operands: list[Expr], rows: Expr
+        self, given: list[_Heads], angles: Expr | None, index: Expr, rules: Scores, rows: Expr
     ) -> Expr:
-        """Return the attention of a decode step by parts (`ops/attend_parts.py`), joined."""
-        b, (heads_, kv_heads, head_dim) = self._b, sizes
-        function = b.tir(("attend_parts", rules), lambda: attend_parts.attend_parts(*sizes, rules))
-        count = attend_parts.parts(kv_heads)
+        """Write keys and values into the cache and return the attention of a decode step, both by parts
+        (`ops/attend_parts.py`), joined."""
+        b, of = self._b, _placed(given, angles)
+        function = b.tir(("attend_parts", of, rules), lambda: attend_parts.attend_parts(of, rules))
+        count = attend_parts.parts(of.key.heads)
         outs = [
-            relax.TensorType((rows, count, heads_ * head_dim), "float32"),
-            relax.TensorType((rows, count, 2, heads_), "float32"),
+            relax.TensorType((rows, count, of.query.heads * of.query.size), "float32"),
+            relax.TensorType((rows, count, 2, of.query.heads), "float32"),
         ]
-        pair = b.blocks.emit(relax.call_tir(function, operands, outs))
-        found, states = (b.blocks.emit(relax.TupleGetItem(pair, i)) for i in range(2))
+        turning = [] if angles is None else [angles]
+        operands = [*(part.tensor for part in given), *turning, self.table, self.length, index]
+        found, states = self._written(function, operands, *outs)
         return b.op("join", (), attend_parts.join, found, states)
 
     def _append(self, given: list[_Heads], angles: Expr | None, index: Expr, rows: Expr) -> Expr:
@@ -161,11 +171,8 @@ class Cache:
 
     def _place(self, given: list[_Heads], angles: Expr, index: Expr, rows: Expr) -> Expr:
         """Do the same by one operator."""
-        (query, key, value), sequence = given, self._sequence
-        widths = (query.width, key.width, value.width)
-        turned = int(angles.ty.shape.values[2])
-        of = place.Heads(query.layout, key.layout, value.layout, widths, turned)
-        function = self._b.tir(("place", sequence, of), lambda: place.place(of, sequence))
+        of = _placed(given, angles)
+        function = self._b.tir(("place", of), lambda: place.place(of))
         out = relax.TensorType((rows, of.query.heads * of.query.size), "float32")
         sources = [part.tensor for part in given]
         operands = [*sources, angles, self.table, self.length, index]

@@ -62,18 +62,28 @@ Result = Array | list[Array]
 
 
 class Case:
-    """One operator with what it is given and what it must give."""
+    """One operator, what it is given and must give, and what its first operands must be after it."""
 
-    def __init__(self, name: str, function: Any, given: list[Any], outputs: list[Array]) -> None:
-        self.name, self.given, self.expected = name, given, outputs
+    def __init__(
+        self,
+        name: str,
+        function: Any,
+        given: list[Any],
+        outputs: list[Array],
+        after: Sequence[Array] = (),
+    ) -> None:
+        self.name, self.given, self.expected = name, given, [*outputs, *after]
+        self.outputs, self.after = len(outputs), len(after)
         self.function, self.exact = function, name.startswith(("lut_", "produce", "half_"))
 
     def difference(self, run: Callable[..., None]) -> str:
         """Return what differs from the references, in words."""
         device = tvm.cuda(0)
         arrays = [tvm.runtime.tensor(v, device) if isinstance(v, Array) else v for v in self.given]
-        results = [tvm.runtime.tensor(garbage(v), device) for v in self.expected]
+        outputs = self.expected[: self.outputs]
+        results = [tvm.runtime.tensor(garbage(v), device) for v in outputs]
         run(*arrays, *results)
+        results += arrays[: self.after]
         for at, (found, expected) in enumerate(zip(results, self.expected, strict=True)):
             peak = float(np.nanmax(np.abs(expected), initial=0))
             room = 0 if self.exact else WIDER.get(self.name, CLOSE) * peak
@@ -375,32 +385,59 @@ def attention_cases(number: int) -> Iterator[Case]:
             yield Case("attend", function, given, [expected])
 
 
+def places(count: int, kv_heads: int, size: int, stacked: bool, angles: int) -> heads.Heads:
+    """Return heads in one tensor, or queries alone and each key head beside its value."""
+    if stacked:
+        starts = np.cumsum([0, count * size, kv_heads * size])
+        sizes = zip((count, kv_heads, kv_heads), starts, strict=True)
+        width = (count + 2 * kv_heads) * size
+        return heads.Heads(*(heads.Layout(n, size, int(at)) for n, at in sizes), (width,) * 3, angles)
+    pair = [heads.Layout(kv_heads, size, at, 1, 2 * size) for at in (0, size)]
+    widths = (count * size, *[2 * kv_heads * size] * 2)
+    return heads.Heads(heads.Layout(count, size), *pair, widths, angles)
+
+
+# query heads, key heads, their size, whether in one tensor, angles; first several blocks have a key head
+PARTS = (
+    *((11, 1, 6, True, 3), (4, 2, 24, True, 10), (3, 3, 8, False, 0), (16, 2, 64, True, 32)),
+    *((2, 1, 132, False, 66), (10, 2, 40, False, 16), (4, 4, 128, True, 64)),
+)
+
+
 def part_cases(number: int) -> Iterator[Case]:
-    """Yield attention in parts over drawn contexts, windows and heads, and what joins the parts."""
+    """Yield attention in parts over drawn contexts, windows and heads, and what joins the parts; of all
+    heads, or so many of the first."""
     rng = np.random.default_rng(15)
     normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-    for heads_, kv_heads, size in ((4, 2, 24), (3, 3, 8), (16, 2, 64), (11, 1, 6), (2, 1, 132)):
-        longest = int(rng.integers(40, 300))
-        length = np.array([0, int(rng.integers(longest)), longest], np.int32)
+    for count, kv_heads, size, stacked, turned in PARTS[: number or None]:
+        of, longest = places(count, kv_heads, size, stacked, turned), int(rng.integers(40, 300))
+        length = np.array([0, 16, int(rng.integers(longest)), longest], np.int32)
         rows, width = len(length), longest // 16 + 1
         table = rng.permutation(rows * width).astype(np.int32).reshape(rows, width)
         keys = normal(2, rows * width, kv_heads, size, 16)
         values = normal(2, rows * width, kv_heads, 16, size)
-        for row, own in zip(table, length, strict=True):  # nobody may read what lies behind
-            keys[:, row[own // 16], :, :, own % 16 + 1 :] = np.nan
-            values[:, row[own // 16], :, own % 16 + 1 :] = np.nan
+        for row, own in zip(table, length, strict=True):  # nobody may read what is not of the past
+            keys[:, row[own // 16], :, :, own % 16 :] = np.nan
+            values[:, row[own // 16], :, own % 16 :] = np.nan
             keys[:, row[own // 16 + 1 :]] = values[:, row[own // 16 + 1 :]] = np.nan
-        given = [normal(rows, heads_ * size), keys, values, table, length, 1]
+        given = [normal(rows, columns) for columns in of.columns]
+        angles = normal(rows, 2, turned) if turned else None
+        rest = [*([angles] if turned else []), table, length, 1]
         for rules in (
             Scores(size**-0.5),
             Scores(0.2, window=int(rng.integers(1, 90)), cap=15.0),
             Scores(0.2, alibi=True),
         ):
-            found, states = attend_parts.reference_attend_parts(*given, rules)
-            function = attend_parts.attend_parts(heads_, kv_heads, size, rules)
-            yield Case("attend_parts", function, given, [found, states])
+            after = [keys.copy(), values.copy()]
+            of_token = (tuple(given), angles, table, length, 1, of, rules)
+            found, states = attend_parts.reference_attend_parts(*after, *of_token)
+            function = attend_parts.attend_parts(of, rules)
+            yield Case("attend_parts", function, [keys, values, *given, *rest], [found, states], after)
             found = np.where(np.repeat(states[:, :, 1], size, axis=2) == 0, np.nan, found)
-            whole = attend.reference_attend(*given, False, rules)
+            turn = heads.reference_take_heads(given[0], of.query)
+            if turned:
+                turn = heads.reference_rope(given[0], angles, of.query)
+            whole = attend.reference_attend(turn, *after, table, length, 1, False, rules)
             yield te_case("join", attend_parts.join, [found, states], whole, (0, 1))
 
 
@@ -444,25 +481,15 @@ def placed() -> Iterator[tuple[str, tirx.PrimFunc, list[Any], list[Any]]]:
     """Yield the operator that turns heads and writes the cache, of one tensor and of three."""
     rng = np.random.default_rng(8)
     normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-    stacked = [heads.Layout(4, 24), heads.Layout(2, 24, 96), heads.Layout(2, 24, 144)]
-    # a projection that holds each key head with its value, and queries of their own
-    apart = [heads.Layout(4, 24), heads.Layout(2, 24, 0, 1, 48), heads.Layout(2, 24, 24, 1, 48)]
-    for layouts, columns, sequence in (
-        (stacked, (192, 192, 192), False),
-        (apart, (96, 96, 96), False),
-        (stacked, (192, 192, 192), True),
-    ):
-        cache = [normal(2, 12, 2, 24, 16), normal(2, 12, 2, 16, 24)]
-        given, angles = [normal(3, width) for width in columns], normal(3, 2, 10)
-        table = np.arange(12, dtype=np.int32).reshape((1, 12) if sequence else (3, 4))
-        length = np.array([30] if sequence else [0, 17, 63], np.int32)
-        of, after = place.Heads(*layouts, columns, 10), [array.copy() for array in cache]
-        rest = (tuple(given), angles, table, length, 1, of, sequence)
-        queries = place.reference_place(*after, *rest)
+    for stacked in (True, False):
+        cache, of = [normal(2, 12, 2, 24, 16), normal(2, 12, 2, 16, 24)], places(4, 2, 24, stacked, 10)
+        given, angles = [normal(3, width) for width in of.columns], normal(3, 2, 10)
+        table, length = np.arange(12, dtype=np.int32)[None], np.array([30], np.int32)
+        after = [array.copy() for array in cache]
+        queries = place.reference_place(*after, tuple(given), angles, table, length, 1, of)
         operands = [*cache, *given, angles, table, length, 1, np.zeros_like(queries)]
         unchanged = [*given, angles, table, length]
-        expected = [*after, *unchanged, None, queries]
-        yield f"place {columns} {sequence}", place.place(of, sequence), operands, expected
+        yield f"place {stacked}", place.place(of), operands, [*after, *unchanged, None, queries]
 
 
 def in_place() -> dict[str, str]:

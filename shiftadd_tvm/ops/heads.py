@@ -40,6 +40,17 @@ class Layout:
         return np.asarray(self.column(head, d))
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Where queries, keys and values lie in (n, columns) each, and the angles A of a head (0: none)."""
+
+    query: Layout
+    key: Layout
+    value: Layout
+    columns: tuple[int, int, int]
+    angles: int
+
+
 def take_heads(values, layout: Layout):
     """Return the heads side by side, float32 (n, heads D)."""
     size = layout.size
@@ -73,14 +84,23 @@ def rope(values, angles, layout: Layout):
 
 
 def turned(values, angles, layout: Layout, i, head, d):
-    """Return number d of a head of row i, rotated, as an expression."""
-    half = int(angles.shape[2])
-    j, first = d % half, d < half
-    partner = (d + half) % (2 * half)
-    sine = tirx.Select(first, -angles[i, 1, j], angles[i, 1, j])
-    value = values[i, layout.column(head, d)]
-    found = value * angles[i, 0, j] + values[i, layout.column(head, partner)] * sine
-    return found if 2 * half == layout.size else tirx.Select(d < 2 * half, found, value)
+    """Return number d of a head of row i, rotated where there are angles, as an expression."""
+    half, value = int(angles.shape[2]), values[i, layout.column(head, d)]
+    if not half:
+        return value
+    partner, j = values[i, layout.column(head, partner_of(d, half))], d % half
+    return rotated(value, partner, angles[i, 0, j], angles[i, 1, j], d, half, layout.size)
+
+
+def partner_of(d, half: int):
+    """Return the number of a head that number d is turned against."""
+    return (d + half) % (2 * half)
+
+
+def rotated(value, partner, cosine, sine, d, half: int, size: int):
+    """Return number d of `size`, rotated, of it, its partner, and their angle, as an expression."""
+    found = value * cosine + partner * tirx.Select(d < half, -sine, sine)
+    return found if 2 * half == size else tirx.Select(d < 2 * half, found, value)
 
 
 def reference_take_heads(values: Array, layout: Layout) -> Array:

@@ -1,37 +1,25 @@
-"""place: what attention does before it looks at the cache, as one operator where a launch costs time.
+"""place: what attention of a prompt does before it looks at the cache, as one operator on GPUs.
 
     queries (n, heads D)   the query heads, turned (`heads.rope`)
     the cache              this call's keys, turned, and values are written into it (`attention.append`)
 
-Only for caches of float32; the numbers are those of the operators that it stands for.
+Only for caches of float32 and tokens of one sequence; the numbers are those of the operators that it
+stands for. A decode step does the same where it attends (`ops/attend_parts.py`).
 """
-
-from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script import tirx as T
 
 from shiftadd_tvm.ops import OP, attention, heads
 from shiftadd_tvm.ops.attention import PAGE
-from shiftadd_tvm.ops.heads import Layout
+from shiftadd_tvm.ops.heads import Heads
 from shiftadd_tvm.ops.shift import Array
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Where queries, keys and values lie in (n, columns) each, and the angles A of a head."""
-
-    query: Layout
-    key: Layout
-    value: Layout
-    columns: tuple[int, int, int]
-    angles: int
-
-
-def place(of: Heads, sequence: bool):
+def place(of: Heads):
     """Return the TIR function (keys, values, queries' source, keys', values', angles, table, length,
     layer, queries) that writes the cache in place; queries (n, heads D) are its result."""
-    query, key, value, one = of.query, of.key, of.value, int(sequence)
+    query, key, value = of.query, of.key, of.value
     size, kv_heads, width_q, width_k, width_v = query.size, key.heads, *of.columns
     layers, pages, s, width, n = (
         tirx.Var(name, "int64") for name in ("layers", "pages", "s", "width", "n")
@@ -60,8 +48,8 @@ def place(of: Heads, sequence: bool):
                     queries[vi, vh * size + vd] = heads.turned(given_q, angles, query, vi, vh, vd)
                 else:
                     head = T.bind(vh - query.heads)
-                    position = T.bind(length[vi * (1 - one)] + T.Cast("int32", vi * one))
-                    page = T.bind(table[vi * (1 - one), position // PAGE])
+                    position = T.bind(length[0] + T.Cast("int32", vi))
+                    page = T.bind(table[0, position // PAGE])
                     turned = T.bind(heads.turned(given_k, angles, key, vi, head, vd))
                     keys[layer, page, head, vd, position % PAGE] = turned
                     values[layer, page, head, position % PAGE, vd] = given_v[
@@ -80,12 +68,11 @@ def reference_place(
     length: Array,
     layer: int,
     of: Heads,
-    sequence: bool,
 ) -> Array:
     """Write the call's keys and values into the cache, in place; return the queries (n, heads D)."""
     new_keys = heads.reference_rope(given[1], angles, of.key)
     new_values = heads.reference_take_heads(given[2], of.value)
-    attention.reference_append(keys, values, new_keys, new_values, table, length, layer, sequence)
+    attention.reference_append(keys, values, new_keys, new_values, table, length, layer, True)
     return heads.reference_rope(given[0], angles, of.query)
 
 
