@@ -35,12 +35,18 @@ class _Heads:
         return int(self.tensor.ty.shape.values[1])
 
 
-def _placed(given: list[_Heads], angles: Expr | None) -> heads.Heads:
-    """Return where the heads of queries, keys and values lie, and how many angles turn them."""
+def _norms(kind: Attention, layer: Layer) -> list[str]:
+    """Return the names of the norms of a layer's queries and keys, "" for none."""
+    return [norm and f"{layer.path}.{norm}.weight" for norm in (kind.query_norm, kind.key_norm)]
+
+
+def _placed(given: list[_Heads], angles: Expr | None, epsilon: float | None = None) -> heads.Heads:
+    """Return where the heads of queries, keys and values lie, how many angles turn them, and the epsilon
+    of norms that are still to come."""
     query, key, value = given
     turned = 0 if angles is None else int(angles.ty.shape.values[2])
     widths = (query.width, key.width, value.width)
-    return heads.Heads(query.layout, key.layout, value.layout, widths, turned)
+    return heads.Heads(query.layout, key.layout, value.layout, widths, turned, epsilon)
 
 
 class Cache:
@@ -59,8 +65,8 @@ class Cache:
     ) -> None:
         """`epsilon` is that of norms of heads; `sequence`: all rows belong to one sequence (prefill);
         else row i is sequence i; `held` is the format of `ops/attention.py` that pages have;
-        `together`: as GPUs want it, heads that only turn go to the cache by one operator: of a prompt
-        `ops/place.py`, and `ops/attend_parts.py`, which attends as well, in decode."""
+        `together`: as GPUs want it, heads go to the cache by one operator: of a prompt those that turn,
+        by `ops/place.py`; in decode all, by `ops/attend_parts.py`, which attends as well."""
         pages, width = tirx.Var("pages", "int64"), tirx.Var("width", "int64")
         page, size, kv_heads = attention.PAGE, kind.head_dim, kind.kv_heads
         self._b, self._kind, self._epsilon, self._sequence = b, kind, epsilon, sequence
@@ -123,16 +129,11 @@ class Cache:
         """Append the keys and values among the outputs of the input projections to a layer; return
         the attention (n, heads D) of the queries. `angles` turn queries and keys."""
         b, kind, sequence, held = self._b, self._kind, self._sequence, self._held
-        named = lambda norm: norm and f"{layer.path}.{norm}.weight"
-        given = [
-            self._normed(parts, kind.query, named(kind.query_norm)),
-            self._normed(parts, kind.key, named(kind.key_norm)),
-            self._normed(parts, kind.value, ""),
-        ]
-        index = tirx.const(layer.index, "int64")
         rules = Scores(kind.scale, layer.window, kind.cap, kind.alibi)
+        index, norms = tirx.const(layer.index, "int64"), _norms(kind, layer)
         if self._in_parts:
-            return self._joined(given, angles, index, rules, rows)
+            return self._joined(parts, norms, angles, index, rules, rows)
+        given = self._given(parts, norms)
         put = self._place if self._together and angles is not None else self._append
         queries = put(given, angles, index, rows)
         sizes = (kind.heads, kind.kv_heads, kind.head_dim)
@@ -142,20 +143,34 @@ class Cache:
         out = relax.TensorType((rows, kind.heads * kind.head_dim), "float32")
         return b.blocks.emit(relax.call_tir(function, operands, out))
 
+    def _given(self, parts: list[Columns], norms: list[str]) -> list[_Heads]:
+        """Return the heads of queries and keys, normalized where there are names of norms, and values."""
+        kind = self._kind
+        places = zip((kind.query, kind.key, kind.value), (*norms, ""), strict=True)
+        return [self._normed(parts, where, norm) for where, norm in places]
+
     def _joined(
-        self, given: list[_Heads], angles: Expr | None, index: Expr, rules: Scores, rows: Expr
+        self,
+        parts: list[Columns],
+        norms: list[str],
+        angles: Expr | None,
+        index: Expr,
+        rules: Scores,
+        rows: Expr,
     ) -> Expr:
         """Write keys and values into the cache and return the attention of a decode step, both by parts
-        (`ops/attend_parts.py`), joined."""
-        b, of = self._b, _placed(given, angles)
+        (`ops/attend_parts.py`), joined. Norms of single heads are its own."""
+        b, own = self._b, norms if all(norms) and not self._kind.whole_norm else []
+        given = self._given(parts, ["", ""] if own else norms)
+        of = _placed(given, angles, self._epsilon if own else None)
         function = b.tir(("attend_parts", of, rules), lambda: attend_parts.attend_parts(of, rules))
         count = attend_parts.parts(of.key.heads)
         outs = [
             relax.TensorType((rows, count, of.query.heads * of.query.size), "float32"),
             relax.TensorType((rows, count, 2, of.query.heads), "float32"),
         ]
-        turning = [] if angles is None else [angles]
-        operands = [*(part.tensor for part in given), *turning, self.table, self.length, index]
+        before = [*map(b.parameter, own), *([] if angles is None else [angles])]
+        operands = [*(part.tensor for part in given), *before, self.table, self.length, index]
         found, states = self._written(function, operands, *outs)
         return b.op("join", (), attend_parts.join, found, states)
 

@@ -385,22 +385,26 @@ def attention_cases(number: int) -> Iterator[Case]:
             yield Case("attend", function, given, [expected])
 
 
-def places(count: int, kv_heads: int, size: int, stacked: bool, angles: int) -> heads.Heads:
+def places(
+    count: int, kv_heads: int, size: int, stacked: bool, angles: int, epsilon: float | None = None
+) -> heads.Heads:
     """Return heads in one tensor, or queries alone and each key head beside its value."""
     if stacked:
         starts = np.cumsum([0, count * size, kv_heads * size])
-        sizes = zip((count, kv_heads, kv_heads), starts, strict=True)
-        width = (count + 2 * kv_heads) * size
-        return heads.Heads(*(heads.Layout(n, size, int(at)) for n, at in sizes), (width,) * 3, angles)
+        sizes, widths = (count, kv_heads, kv_heads), ((count + 2 * kv_heads) * size,) * 3
+        stack = (heads.Layout(n, size, int(at)) for n, at in zip(sizes, starts, strict=True))
+        return heads.Heads(*stack, widths, angles, epsilon)
     pair = [heads.Layout(kv_heads, size, at, 1, 2 * size) for at in (0, size)]
     widths = (count * size, *[2 * kv_heads * size] * 2)
-    return heads.Heads(heads.Layout(count, size), *pair, widths, angles)
+    return heads.Heads(heads.Layout(count, size), *pair, widths, angles, epsilon)
 
 
-# query heads, key heads, their size, whether in one tensor, angles; first several blocks have a key head
+# query heads, key heads, their size, whether in one tensor, angles, epsilon; of the first, several blocks
+# have one key head
 PARTS = (
-    *((11, 1, 6, True, 3), (4, 2, 24, True, 10), (3, 3, 8, False, 0), (16, 2, 64, True, 32)),
-    *((2, 1, 132, False, 66), (10, 2, 40, False, 16), (4, 4, 128, True, 64)),
+    *((11, 1, 6, True, 3, None), (4, 2, 24, True, 10, 1e-5), (3, 3, 8, False, 0, None)),
+    *((16, 2, 64, True, 32, 1e-6), (2, 1, 132, False, 66, 1e-6), (10, 2, 40, False, 16, None)),
+    *((4, 4, 128, True, 64, None), (5, 1, 12, True, 0, 1e-5)),
 )
 
 
@@ -409,8 +413,9 @@ def part_cases(number: int) -> Iterator[Case]:
     heads, or so many of the first."""
     rng = np.random.default_rng(15)
     normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-    for count, kv_heads, size, stacked, turned in PARTS[: number or None]:
-        of, longest = places(count, kv_heads, size, stacked, turned), int(rng.integers(40, 300))
+    for count, kv_heads, size, stacked, turned, epsilon in PARTS[: number or None]:
+        of = places(count, kv_heads, size, stacked, turned, epsilon)
+        longest = int(rng.integers(40, 300))
         length = np.array([0, 16, int(rng.integers(longest)), longest], np.int32)
         rows, width = len(length), longest // 16 + 1
         table = rng.permutation(rows * width).astype(np.int32).reshape(rows, width)
@@ -422,22 +427,22 @@ def part_cases(number: int) -> Iterator[Case]:
             keys[:, row[own // 16 + 1 :]] = values[:, row[own // 16 + 1 :]] = np.nan
         given = [normal(rows, columns) for columns in of.columns]
         angles = normal(rows, 2, turned) if turned else None
-        rest = [*([angles] if turned else []), table, length, 1]
+        norms = (normal(size), normal(size)) if epsilon else None
+        rest = [*(norms or ()), *([angles] if turned else []), table, length, 1]
         for rules in (
             Scores(size**-0.5),
             Scores(0.2, window=int(rng.integers(1, 90)), cap=15.0),
             Scores(0.2, alibi=True),
         ):
             after = [keys.copy(), values.copy()]
-            of_token = (tuple(given), angles, table, length, 1, of, rules)
+            of_token = (tuple(given), norms, angles, table, length, 1, of, rules)
             found, states = attend_parts.reference_attend_parts(*after, *of_token)
             function = attend_parts.attend_parts(of, rules)
             yield Case("attend_parts", function, [keys, values, *given, *rest], [found, states], after)
             found = np.where(np.repeat(states[:, :, 1], size, axis=2) == 0, np.nan, found)
-            turn = heads.reference_take_heads(given[0], of.query)
-            if turned:
-                turn = heads.reference_rope(given[0], angles, of.query)
-            whole = attend.reference_attend(turn, *after, table, length, 1, False, rules)
+            of_query = (given[0], of.query, norms and norms[0], angles, epsilon)
+            query = attend_parts.reference_ready(*of_query)
+            whole = attend.reference_attend(query, *after, table, length, 1, False, rules)
             yield te_case("join", attend_parts.join, [found, states], whole, (0, 1))
 
 

@@ -4,9 +4,9 @@ import kernels
 import numpy as np
 import pytest
 
-from shiftadd_tvm.ops import attend, attention
+from shiftadd_tvm.ops import attend, attend_parts, attention
 from shiftadd_tvm.ops.attention import PAGE
-from shiftadd_tvm.ops.heads import Layout
+from shiftadd_tvm.ops.heads import Heads, Layout
 from shiftadd_tvm.ops.scores import Scores
 
 pytestmark = pytest.mark.skipif(not kernels.PRESETS, reason="no preset runs on this machine")
@@ -278,3 +278,26 @@ def test_reference_is_plain_causal_attention() -> None:
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = np.einsum("hij,jhd->ihd", weights / weights.sum(-1, keepdims=True), v)
     np.testing.assert_allclose(found, expected.reshape(n, -1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("angles", "epsilon"), [(0, None), (5, 1e-5), (12, None)])
+def test_attention_in_parts_by_its_definition(angles: int, epsilon: float | None) -> None:
+    """Only GPUs have a schedule of it (`test_cuda_kernels.py`); what it means is the same everywhere."""
+    rng, (heads, kv_heads, size) = np.random.default_rng(9), (4, 2, 24)
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    stack = (Layout(heads, size), Layout(kv_heads, size, 96), Layout(kv_heads, size, 144))
+    of = Heads(*stack, (192, 192, 192), angles, epsilon)
+    length = np.array([0, 16, 33, 180], np.int32)
+    table = block_table(rng, len(length), 12)
+    found = cache(rng, table.size, kv_heads, size)
+    expected = [array.copy() for array in found]
+    x, norms = normal(4, 192), (normal(size), normal(size)) if epsilon else None
+    turn = normal(4, 2, angles) if angles else None
+    rules = Scores(size**-0.5, window=100)
+    rest = (table, length, 1)
+    parts = attend_parts.reference_attend_parts(*expected, (x, x, x), norms, turn, *rest, of, rules)
+    results = [np.full_like(array, np.nan) for array in parts]
+    given = [x, x, x, *(norms or ()), *([turn] if angles else []), *rest]
+    kernels.run_tir(attend_parts.attend_parts(of, rules), *found, *given, *results)
+    for a, b in zip([*found, *results], [*expected, *parts], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

@@ -12,9 +12,9 @@ import pytest
 from command import finished
 from conftest import Tiny
 from cuda_emulation import Emulator
-from models import save_tiny
+from models import save_tiny, save_tokenizer, tiny_tensors, write_checkpoint
 
-from shiftadd_tvm import backend, diagnosis, runtime_libraries
+from shiftadd_tvm import backend, diagnosis, families, runtime_libraries
 from shiftadd_tvm.artifact import LIBRARY, Artifact
 from shiftadd_tvm.compile_settings import CompileSettings
 from shiftadd_tvm.compiler import CompileReport, compile_model
@@ -111,6 +111,20 @@ def test_it_reproduces_the_packed_model_where_launches_overlap(
     assert "shiftadd_prefetch(" in built.source and built.report.kernels["fallback"] == 0
     assert "--launches overlapping" in Artifact(built.artifact).manifest["command"]
     child = built.run("-m", "shiftadd_tvm", "verify", "--json", str(built.artifact), ARCH=90)
+    assert child.returncode == 0, child.stderr
+    assert json.loads(child.stdout)["tokens_equal"]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt_neox", "gpt2"])
+def test_heads_of_other_families_on_the_emulated_gpu(family: str, tmp_path: Path) -> None:
+    """Normalized and turned; those of q, k and v in turn, and turned in part; as they are."""
+    config = families.load({"model_type": family}).tiny_config()
+    write_checkpoint(tmp_path / "source", config, tiny_tensors(config))
+    save_tokenizer(tmp_path / "source", int(str(config["vocab_size"])))
+    quantize(tmp_path / "source", tmp_path / "packed", QuantizeSettings(bits=3))
+    built = Built(tmp_path / "packed", tmp_path / "cuda", sequences=1)
+    assert built.report.kernels["fallback"] == 0 and "attend_parts_kernel" in built.source
+    child = built.run("-m", "shiftadd_tvm", "verify", "--json", str(built.artifact))
     assert child.returncode == 0, child.stderr
     assert json.loads(child.stdout)["tokens_equal"]
 

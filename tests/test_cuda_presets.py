@@ -88,11 +88,19 @@ def test_launches_overlap_on_gpus_that_can() -> None:
     assert backend.load("cuda-sm120").launching("overlapping").overlap
 
 
-def test_a_layer_of_one_width_is_nine_kernels() -> None:
-    """Four that make activations ready, four look-ups, and attention, which fills the cache."""
+ONE_WIDTH = {
+    "llama": shapes.config("smollm2-135m"),
+    "qwen3": shapes.config("smollm2-135m") | {"model_type": "qwen3", "head_dim": 64},
+    "opt": shapes.config("opt-125m"),
+}
+
+
+@pytest.mark.parametrize("family", ONE_WIDTH)
+def test_a_layer_of_one_width_is_nine_kernels(family: str) -> None:
+    """Four that make activations ready, four look-ups, and attention, which normalizes and turns heads
+    where a family wants it, and fills the cache."""
     target = backend.load("cuda-sm90")
-    config = shapes.config("smollm2-135m")
-    model = synthetic.SyntheticModel(config, QuantizeSettings(bits=3, embedding_bits=8))
+    model = synthetic.SyntheticModel(ONE_WIDTH[family], QuantizeSettings(bits=3, embedding_bits=8))
     module, _ = compiler.relax_module(model, target, "fixed16", (1,))
     prepared = [*(step() for step in pipeline.PREPARE), FuseProducers(target.shared)]
     module = tvm.transform.Sequential(prepared)(module)

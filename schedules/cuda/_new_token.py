@@ -10,6 +10,7 @@ from tvm.script import tirx as T
 
 from shiftadd_tvm.ops.activation import capped
 from shiftadd_tvm.ops.attention import PAGE
+from shiftadd_tvm.ops.elementwise import inverse_of
 from shiftadd_tvm.ops.heads import Heads, partner_of, rotated
 from shiftadd_tvm.ops.scores import Scores
 from shiftadd_tvm.schedules.cuda._instructions import ADD_FLOATS_ACROSS
@@ -31,16 +32,21 @@ def _rounds(tile: int) -> int:
 
 def take(of: Heads, tile: int, scale: float):
     """Return how a block's query heads, from `head` on, come into query (tile D,), scaled, and the key
-    and the value of head h into new (2, D); all but the value are turned."""
+    and the value of head h into new (2, D); all but the value normalized and turned."""
     ask, turn, count = _ask(of, tile), _turn(of, tile, scale), _steps(of.query.size)
 
     @T.inline
-    def take_(query, new, given_q, given_k, given_v, angles, i, head, h, warp, lane):
-        # of each head that a warp has a number and its partner; cosines and sines
+    def take_(
+        query, new, given_q, given_k, given_v, norm_q, norm_k, angles, i, head, h, warp, lane
+    ):
+        # of each head that a warp has, a number and its partner; of queries and keys, the weights of
+        # both; cosines and sines
         raw = T.alloc_buffer(((_rounds(tile) + 1) * count * 2,), "float32", scope="local")
+        weight = T.alloc_buffer((count * 4,), "float32", scope="local")
         angle = T.alloc_buffer((count * 2,), "float32", scope="local")
-        ask(raw, angle, given_q, given_k, given_v, angles, i, head, h, warp, lane)
-        turn(query, new, raw, angle, warp, lane)
+        sums = T.alloc_buffer((1,), "float32", scope="local")
+        ask(raw, weight, angle, given_q, given_k, given_v, norm_q, norm_k, angles, i, head, h, warp, lane)
+        turn(query, new, raw, weight, angle, sums, warp, lane)
 
     return take_
 
@@ -48,21 +54,34 @@ def take(of: Heads, tile: int, scale: float):
 def _ask(of: Heads, tile: int):
     """Return how a warp loads its heads: one warp has the key behind its queries, another the value."""
     size, half, count, last = of.query.size, of.angles, _steps(of.query.size), _rounds(tile)
+    normed = of.epsilon is not None
+
+    def partner(d):
+        return partner_of(d, half) if half else d
 
     @T.inline
     def load(raw, given, layout, i, h, d, at):
         raw[at] = given[i, layout.column(h, d)]
-        if half > 0:
-            raw[at + 1] = given[i, layout.column(h, partner_of(d, half))]
+        raw[at + 1] = given[i, layout.column(h, partner(d))]
 
     @T.inline
-    def ask_(raw, angle, given_q, given_k, given_v, angles, i, head, h, warp, lane):
+    def load_norm(weight, norm, d, at):
+        weight[at] = norm[d]
+        weight[at + 1] = norm[partner(d)]
+
+    @T.inline
+    def ask_(
+        raw, weight, angle, given_q, given_k, given_v, norm_q, norm_k, angles, i, head, h, warp, lane
+    ):
         for j in T.unroll(count):
             d = T.meta_var(j * LANES + lane)
             if d < size:
                 if half > 0:
                     angle[2 * j] = angles[i, 0, d % half]
                     angle[2 * j + 1] = angles[i, 1, d % half]
+                if normed:
+                    load_norm(weight, norm_q, d, 2 * j)
+                    load_norm(weight, norm_k, d, 2 * (count + j))
                 for r in T.unroll(last):
                     u = T.meta_var(r * WARPS + warp)
                     if u < tile:
@@ -75,29 +94,61 @@ def _ask(of: Heads, tile: int):
     return ask_
 
 
+def _normalize(of: Heads):
+    """Return how a warp normalizes the head from raw[at] on, by the weights from weight[first] on."""
+    size, count, epsilon = of.query.size, _steps(of.query.size), of.epsilon or 0.0
+
+    @T.inline
+    def normalize(raw, weight, sums, at, first, lane):
+        sums[0] = T.float32(0)
+        for j in T.unroll(count):
+            if j * LANES + lane < size:
+                sums[0] = sums[0] + raw[at + 2 * j] * raw[at + 2 * j]
+        for j in T.unroll(5):
+            T.evaluate(
+                ADD_FLOATS_ACROSS(T.address_of(sums[0]), T.uint32(1) << T.Cast("uint32", j))
+            )
+        sums[0] = inverse_of(sums[0], size, epsilon)
+        for j in T.unroll(2 * count):
+            raw[at + j] = raw[at + j] * sums[0] * weight[first + j]
+
+    return normalize
+
+
 def _turn(of: Heads, tile: int, scale: float):
     """Return how a warp puts what it asked for into shared memory."""
     size, half, count, last = of.query.size, of.angles, _steps(of.query.size), _rounds(tile)
+    normalize, normed = _normalize(of), of.epsilon is not None
 
     def turned(raw, angle, at, j, d):
         if not half:
             return raw[at]
-        return rotated(raw[at], raw[at + 1], angle[2 * j], angle[2 * j + 1], d, half, size)
+        pair, turning = (raw[at], raw[at + 1]), (angle[2 * j], angle[2 * j + 1])
+        return rotated(pair, turning, d, half, size)
 
     @T.inline
-    def turn_(query, new, raw, angle, warp, lane):
-        for j in T.unroll(count):
-            d = T.meta_var(j * LANES + lane)
-            if d < size:
-                for r in T.unroll(last):
-                    u = T.meta_var(r * WARPS + warp)
-                    if u < tile:
+    def turn_(query, new, raw, weight, angle, sums, warp, lane):
+        for r in T.unroll(last):
+            u = T.meta_var(r * WARPS + warp)
+            if u < tile:
+                if normed:
+                    normalize(raw, weight, sums, r * count * 2, 0, lane)
+                for j in T.unroll(count):
+                    d = T.meta_var(j * LANES + lane)
+                    if d < size:
                         at = T.meta_var((r * count + j) * 2)
                         query[u * size + d] = turned(raw, angle, at, j, d) * T.float32(scale)
-                if warp == tile % WARPS:
+        if warp == tile % WARPS:
+            if normed:
+                normalize(raw, weight, sums, last * count * 2, count * 2, lane)
+            for j in T.unroll(count):
+                d = T.meta_var(j * LANES + lane)
+                if d < size:
                     new[0, d] = turned(raw, angle, (last * count + j) * 2, j, d)
-                if warp == (tile + 1) % WARPS:
-                    new[1, d] = raw[(last * count + j) * 2]
+        if warp == (tile + 1) % WARPS:
+            for j in T.unroll(count):
+                if j * LANES + lane < size:
+                    new[1, j * LANES + lane] = raw[(last * count + j) * 2]
 
     return turn_
 

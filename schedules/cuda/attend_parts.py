@@ -117,8 +117,8 @@ def _block(tile: int, of: Heads, rules: Scores):
 
     @T.inline
     def block(
-        keys, values, given_q, given_k, given_v, angles, table, length, layer, found, states, part, head,
-        i, tx
+        keys, values, given_q, given_k, given_v, norm_q, norm_k, angles, table, length, layer, found,
+        states, part, head, i, tx
     ):  # fmt: skip
         query = T.alloc_buffer((tile * size,), "float32", scope="shared")
         new = T.alloc_buffer((2, size), "float32", scope="shared")
@@ -136,7 +136,10 @@ def _block(tile: int, of: Heads, rules: Scores):
         behind = T.bind(end)
         at[0] = table[i, T.min(first + warp, own // PAGE)]
         last = T.bind(table[i, own // PAGE])
-        take(query, new, given_q, given_k, given_v, angles, i, head, head // group, warp, lane)
+        take(
+            *(query, new, given_q, given_k, given_v, norm_q, norm_k, angles),
+            *(i, head, head // group, warp, lane),
+        )
         begin(total, peak, weight)
         T.tvm_storage_sync("shared")
         # the last page may hold the new token alone
@@ -173,6 +176,8 @@ def kernel(of: Heads, rules: Scores) -> PrimFunc:
         given_q: T.Buffer((n, width_q), "float32"),
         given_k: T.Buffer((n, width_k), "float32"),
         given_v: T.Buffer((n, width_v), "float32"),
+        norm_q: T.Buffer((head_dim,), "float32"),
+        norm_k: T.Buffer((head_dim,), "float32"),
         angles: T.Buffer((n, 2, of.angles), "float32"),
         table: T.Buffer((s, width), "int32"),
         length: T.Buffer((s,), "int32"),
@@ -188,8 +193,8 @@ def kernel(of: Heads, rules: Scores) -> PrimFunc:
         # without this bound the assembler saves registers, and loads come after what uses them
         T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", 2)
         block(
-            *(keys, values, given_q, given_k, given_v, angles, table, length, layer, found, states),
-            *(part, tiles * tile, i, tx),
+            *(keys, values, given_q, given_k, given_v, norm_q, norm_k, angles, table, length, layer),
+            *(found, states, part, tiles * tile, i, tx),
         )
 
     return with_parameters(attend, of)

@@ -4,8 +4,9 @@ one sequence keeps a whole GPU busy; what the runs found is joined afterwards.
     attend_parts   q, k, v of the tokens, the cache -> found (n, P, heads D), states (n, P, 2, heads)
     join           found, states                    -> attention (n, heads D)
 
-q, k and v are what projections gave; heads of q and k are turned (`heads.rope`) where there are angles.
-The cache, of float32, gets the new k and v (`attention.append`), and is attended to as it is then.
+q, k and v are what projections gave; heads of q and k are normalized one by one (`heads.head_norm`)
+where there is an epsilon, and turned (`heads.rope`) where there are angles. The cache, of float32, gets
+the new k and v (`attention.append`), and is attended to as it is then.
 
 found holds the sums of exp(score - peak) · v over the positions of a part; states its peak, the largest
 score, and the sum of exp(score - peak). Of a part without positions the peak is `LOWEST`, the sum 0, and
@@ -23,8 +24,8 @@ from shiftadd_tvm.ops import OP, attention, heads
 from shiftadd_tvm.ops.activation import capped
 from shiftadd_tvm.ops.attend import RULES
 from shiftadd_tvm.ops.attention import PAGE, rows_of
-from shiftadd_tvm.ops.elementwise import exp
-from shiftadd_tvm.ops.heads import Heads, Layout
+from shiftadd_tvm.ops.elementwise import exp, inverse_of
+from shiftadd_tvm.ops.heads import Heads, Layout, partner_of, rotated
 from shiftadd_tvm.ops.scores import LOWEST, Scores, alibi_slope, reference_scores
 from shiftadd_tvm.ops.shift import Array
 
@@ -68,9 +69,48 @@ def _adjustment(rules: Scores, heads: int):
     return adjust
 
 
+def _readied(of: Heads):
+    """Return how a head comes out of a projection: normalized into head[0] (D,), turned into head[1]."""
+    size, half, normed, epsilon = of.key.size, of.angles, of.epsilon is not None, of.epsilon or 0.0
+
+    @T.inline
+    def ready(head, root, given, layout, weight, angles, i, h):
+        root[0] = T.float32(0)
+        for d in T.serial(size):
+            head[0, d] = given[i, layout.column(h, d)]
+            root[0] = root[0] + head[0, d] * head[0, d]
+        for d in T.serial(size):
+            if normed:
+                head[0, d] = head[0, d] * inverse_of(root[0], size, epsilon) * weight[d]
+            head[1, d] = head[0, d]
+        if half > 0:
+            for d in T.serial(size):
+                pair = T.meta_var((head[0, d], head[0, partner_of(d, half)]))
+                angle = T.meta_var((angles[i, 0, d % half], angles[i, 1, d % half]))
+                head[1, d] = rotated(pair, angle, d, half, size)
+
+    return ready
+
+
+def _written(of: Heads):
+    """Return how a new key and value come into a page of the cache."""
+    size, ready = of.key.size, _readied(of)
+
+    @T.inline
+    def write(keys, values, given_k, given_v, norm, angles, layer, page, own, i, h):
+        key = T.alloc_buffer((2, size), "float32")
+        root = T.alloc_buffer((1,), "float32")
+        ready(key, root, given_k, of.key, norm, angles, i, h)
+        for d in T.serial(size):
+            keys[layer, page, h, d, own % PAGE] = key[1, d]
+            values[layer, page, h, own % PAGE, d] = given_v[i, of.value.column(h, d)]
+
+    return write
+
+
 def _seen(of: Heads, rules: Scores):
     """Return how a part's sums take in one position of the cache."""
-    group, head_dim = of.query.heads // of.key.heads, of.key.size
+    group, head_dim, scale = of.query.heads // of.key.heads, of.key.size, rules.scale
     adjust = _adjustment(rules, of.query.heads)
 
     @T.inline
@@ -79,7 +119,9 @@ def _seen(of: Heads, rules: Scores):
     ):
         score[0] = T.float32(0)
         for d in T.serial(head_dim):
-            score[0] = score[0] + query[d] * keys[layer, held, h // group, d, position % PAGE]
+            score[0] = score[0] + (
+                query[1, d] * T.float32(scale) * keys[layer, held, h // group, d, position % PAGE]
+            )
         adjust(score, h, position - own)
         weight[0] = states[i, part, 0, h]
         states[i, part, 0, h] = T.max(weight[0], score[0])
@@ -96,10 +138,10 @@ def _seen(of: Heads, rules: Scores):
 
 
 def attend_parts(of: Heads, rules: Scores):
-    """Return the TIR function (keys, values, q, k, v, angles where heads are turned, table, length,
-    layer, found, states) that writes the cache in place; token i belongs to sequence i."""
+    """Return the TIR function (keys, values, q, k, v, weights of norms, angles, table, length, layer,
+    found, states) that writes the cache in place; token i belongs to sequence i."""
     count, window = parts(of.key.heads), window_of(rules)
-    see, scale, heads_ = _seen(of, rules), rules.scale, of.query.heads
+    see, ready, write, heads_ = _seen(of, rules), _readied(of), _written(of), of.query.heads
     (width_q, width_k, width_v), kv_heads, head_dim = of.columns, of.key.heads, of.key.size
     layers, pages, s, width, n = (
         tirx.Var(name, "int64") for name in ("layers", "pages", "s", "width", "n")
@@ -112,6 +154,8 @@ def attend_parts(of: Heads, rules: Scores):
         given_q: T.Buffer((n, width_q), "float32"),
         given_k: T.Buffer((n, width_k), "float32"),
         given_v: T.Buffer((n, width_v), "float32"),
+        norm_q: T.Buffer((head_dim,), "float32"),
+        norm_k: T.Buffer((head_dim,), "float32"),
         angles: T.Buffer((n, 2, of.angles), "float32"),
         table: T.Buffer((s, width), "int32"),
         length: T.Buffer((s,), "int32"),
@@ -120,21 +164,19 @@ def attend_parts(of: Heads, rules: Scores):
         states: T.Buffer((n, count, 2, heads_), "float32"),
     ):
         T.func_attr({"tirx.noalias": True, OP: "attend_parts"})
-        for i, h, d in T.grid(n, kv_heads, head_dim):
+        for i, h in T.grid(n, kv_heads):
             with T.sblock("write"):
-                vi, vh, vd = T.axis.remap("SSS", [i, h, d])
+                vi, vh = T.axis.remap("SS", [i, h])
                 T.reads()  # which page is written depends on data: the blocks are opaque
                 T.writes()
-                slot = T.bind(length[vi] % PAGE)
                 page = T.bind(table[vi, length[vi] // PAGE])
-                keys[layer, page, vh, vd, slot] = heads.turned(given_k, angles, of.key, vi, vh, vd)
-                values[layer, page, vh, slot, vd] = given_v[vi, of.value.column(vh, vd)]
+                write(keys, values, given_k, given_v, norm_k, angles, layer, page, length[vi], vi, vh)
         for i, part, h in T.grid(n, count, heads_):
             with T.sblock("attend"):
                 vi, vp, vh = T.axis.remap("SSS", [i, part, h])
                 T.reads()
                 T.writes()
-                query = T.alloc_buffer((head_dim,), "float32")
+                query = T.alloc_buffer((2, head_dim), "float32")
                 score = T.alloc_buffer((1,), "float32")
                 weight = T.alloc_buffer((1,), "float32")
                 own = T.bind(length[vi])
@@ -143,7 +185,7 @@ def attend_parts(of: Heads, rules: Scores):
                 states[vi, vp, 1, vh] = T.float32(0)
                 for d in T.serial(head_dim):
                     found[vi, vp, vh * head_dim + d] = T.float32(0)
-                    query[d] = heads.turned(given_q, angles, of.query, vi, vh, d) * T.float32(scale)
+                ready(query, score, given_q, of.query, norm_q, angles, vi, vh)
                 for at in T.serial(T.max(end - start, 0) * PAGE):
                     position = T.bind(start * PAGE + at)
                     if position <= own and position > own - window:
@@ -158,8 +200,9 @@ def attend_parts(of: Heads, rules: Scores):
 
 
 def with_parameters(function: tirx.PrimFunc, of: Heads) -> tirx.PrimFunc:
-    """Return the function without the parameter for angles where there are none."""
-    kept = [p for p in function.params if of.angles or p.name != "angles"]
+    """Return the function without the parameters of norms, or of angles, where there are none."""
+    there = {"angles": of.angles > 0} | dict.fromkeys(("norm_q", "norm_k"), of.epsilon is not None)
+    kept = [p for p in function.params if there.get(p.name, True)]
     return tirx.PrimFunc(kept, function.body, function.ret_type, function.attrs)
 
 
@@ -167,7 +210,7 @@ def heads_of(function: tirx.PrimFunc) -> Heads:
     """Return where the heads of `attend_parts` lie."""
     found = json.loads(str(function.attrs[HEADS]))
     query, key, value = (Layout(**found[name]) for name in ("query", "key", "value"))
-    return Heads(query, key, value, tuple(found["columns"]), found["angles"])
+    return Heads(query, key, value, tuple(found["columns"]), found["angles"], found["epsilon"])
 
 
 def join(found, states):
@@ -201,6 +244,7 @@ def reference_attend_parts(
     keys: Array,
     values: Array,
     given: tuple[Array, Array, Array],
+    norms: tuple[Array, Array] | None,
     angles: Array | None,
     table: Array,
     length: Array,
@@ -210,13 +254,23 @@ def reference_attend_parts(
 ) -> tuple[Array, Array]:
     """Write the call's keys and values into the cache, in place; return found and states; a part without
     positions has zeros."""
-    taken = [
-        heads.reference_take_heads(x, at) if angles is None else heads.reference_rope(x, angles, at)
-        for x, at in zip(given[:2], (of.query, of.key), strict=True)
-    ]
+    queries, new_keys = (
+        reference_ready(given[side], layout, norms and norms[side], angles, of.epsilon)
+        for side, layout in enumerate((of.query, of.key))
+    )
     new_values = heads.reference_take_heads(given[2], of.value)
-    attention.reference_append(keys, values, taken[1], new_values, table, length, layer, False)
-    return _reference_parts(taken[0], keys, values, table, length, layer, rules)
+    attention.reference_append(keys, values, new_keys, new_values, table, length, layer, False)
+    return _reference_parts(queries, keys, values, table, length, layer, rules)
+
+
+def reference_ready(
+    given: Array, layout: Layout, weight: Array | None, angles: Array | None, epsilon: float | None
+) -> Array:
+    """Return heads out of a projection (n, heads D), normalized and turned."""
+    taken, alone = heads.reference_take_heads(given, layout), Layout(layout.heads, layout.size)
+    if weight is not None and epsilon is not None:
+        taken = heads.reference_head_norm(taken, weight, epsilon, alone)
+    return taken if angles is None else heads.reference_rope(taken, angles, alone)
 
 
 def _reference_parts(

@@ -26,9 +26,13 @@ def rms_norm(values, weight, epsilon: float):
 def inverse_root(squares, count: int, epsilon: float):
     """Return 1 / sqrt(sum / count + epsilon) of sums of so many squares, same shape: a stage of its own,
     so that it is computed once for a sum."""
-    share, eps = const(1.0 / count, "float32"), const(epsilon, "float32")
-    root = lambda *at: 1 / te.sqrt(squares(*at) * share + eps)
+    root = lambda *at: inverse_of(squares(*at), count, epsilon)
     return te.compute(squares.shape, root, name="inverse")
+
+
+def inverse_of(squares, count: int, epsilon: float):
+    """Return 1 / sqrt(sum / count + epsilon) of one sum of so many squares, as an expression."""
+    return 1 / te.sqrt(squares * const(1.0 / count, "float32") + const(epsilon, "float32"))
 
 
 def layer_norm(values, weight, bias, epsilon: float):

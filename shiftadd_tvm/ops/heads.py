@@ -42,13 +42,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Heads:
-    """Where queries, keys and values lie in (n, columns) each, and the angles A of a head (0: none)."""
+    """Where queries, keys and values lie in (n, columns) each, the angles A of a head (0: none), and the
+    epsilon of the norm of each query and key head (None: no norm)."""
 
     query: Layout
     key: Layout
     value: Layout
     columns: tuple[int, int, int]
     angles: int
+    epsilon: float | None = None
 
 
 def take_heads(values, layout: Layout):
@@ -84,12 +86,11 @@ def rope(values, angles, layout: Layout):
 
 
 def turned(values, angles, layout: Layout, i, head, d):
-    """Return number d of a head of row i, rotated where there are angles, as an expression."""
-    half, value = int(angles.shape[2]), values[i, layout.column(head, d)]
-    if not half:
-        return value
-    partner, j = values[i, layout.column(head, partner_of(d, half))], d % half
-    return rotated(value, partner, angles[i, 0, j], angles[i, 1, j], d, half, layout.size)
+    """Return number d of a head of row i, rotated, as an expression."""
+    half = int(angles.shape[2])
+    value, partner = (values[i, layout.column(head, at)] for at in (d, partner_of(d, half)))
+    angle = angles[i, 0, d % half], angles[i, 1, d % half]
+    return rotated((value, partner), angle, d, half, layout.size)
 
 
 def partner_of(d, half: int):
@@ -97,8 +98,10 @@ def partner_of(d, half: int):
     return (d + half) % (2 * half)
 
 
-def rotated(value, partner, cosine, sine, d, half: int, size: int):
-    """Return number d of `size`, rotated, of it, its partner, and their angle, as an expression."""
+def rotated(pair, angle, d, half: int, size: int):
+    """Return number d of `size`, rotated, by it and its partner, and the cosine and sine of their angle,
+    as an expression."""
+    (value, partner), (cosine, sine) = pair, angle
     found = value * cosine + partner * tirx.Select(d < half, -sine, sine)
     return found if 2 * half == size else tirx.Select(d < 2 * half, found, value)
 
