@@ -2,8 +2,8 @@
 gave to shared memory; its score; and the write into the cache.
 
 A warp has a head at a time. All that it needs is asked for before any of it is used, so that heads and
-the pages of the past are on their way at once. Blocks of a kernel run in any order: each that sees the
-new token takes it from its own shared memory, and one of them writes it.
+what says where the first pages lie are on their way at once. Blocks of a kernel run in any order: each
+that sees the new token takes it from its own shared memory, and one of them writes it.
 """
 
 from tvm.script import tirx as T
