@@ -6,12 +6,16 @@
 A chain ends where planes' activations are built, and begins where a value has other readers, or two
 sources; a sum that is read again (the residual) is an output of the kernel as well. A layer has four
 chains, so that a step launches twelve kernels less for each. `schedules/cuda/produce.py` is the schedule.
+One block of threads makes a row; a long row without a sum over it, such as down_proj's, is made by
+many, in two kernels: its function has two results more, the row and the peaks of its runs.
 The function carries what it computes under `CHAIN`, as JSON:
 
     calls    [operator, its key, which of the tensors that the function is given are its operands];
              the first operand of all but the first call is what the call before gives, and not listed
     inputs   of a row
     shared   whether the first result is the sum that others read too
+    apart    whether the first two results are the row (M, K) float32, as the last call reads it, and of
+             each run of 256 inputs the largest magnitude (M, R), uint32
 """
 
 import json
@@ -24,17 +28,19 @@ from tvm import relax
 from tvm.ir import IRModule
 from tvm.tirx import PrimFunc
 
-from shiftadd_tvm.ops import CHAIN, KEY, OP
+from shiftadd_tvm.ops import CHAIN, KEY, OP, lut
 from shiftadd_tvm.ops.hadamard import LIVE
 from shiftadd_tvm.relax_functions import bindings_of
+from shiftadd_tvm.schedules.cuda._chain import SHARES, SPAN, TURNS, WARPS
 
 NAME = "produce"
 ENDS = ("lut_bits_build", "lut_bytes_build", "lut_tables_build", "lut_bits_group_build")
 LINKS = ("shift", "hadamard", "rms_norm", "layer_norm")  # of the value that is their first operand
-BITS = ("lut_bits_build", "lut_bits_group_build")
-RUN = 256  # inputs that lie in the registers of a warp: its Hadamard transforms are no longer
-REGISTERS = 1 << 15  # inputs of a row that threads hold without memory, on every GPU
+HELD = ("lut_bits_build", "lut_bits_group_build", "lut_tables_build")  # made without shared memory
+REGISTERS = SPAN * WARPS * TURNS  # inputs of a row that threads hold without memory, on every GPU
 BEGINS = ("add", "activate_mul", "activate", "join")
+WHOLE = ("rms_norm", "layer_norm", "join")  # what looks at more than a run of a row
+LONG = SPAN * WARPS  # inputs: of more than one run a warp, two kernels of many blocks take less time
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseProducers")
@@ -116,11 +122,27 @@ class _Fusion:
         return relax.Function(f.params, body, f.ret_ty, f.is_pure, f.attrs)
 
     def _fits(self, chain: _Chain, most: int) -> bool:
-        """Tell whether a row has at most as many inputs as fit shared memory, or, for bits, registers."""
-        within = [key[0] <= RUN for op, key, _ in self._calls(chain) if op == "hadamard"]
-        if all(within) and self._op(chain.calls[-1]) in BITS:
+        """Tell whether a row has at most as many inputs as fit shared memory, or registers."""
+        if self._by_runs(chain) and self._op(chain.calls[-1]) in HELD and self._shares(chain) <= SHARES:
             most = max(most, REGISTERS)
-        return _inputs(chain.calls[-1]) <= most
+        return self._apart(chain) or _inputs(chain.calls[-1]) <= most
+
+    def _by_runs(self, chain: _Chain) -> bool:
+        """Tell whether each Hadamard transform lies in one run of a warp."""
+        return all(key[0] <= SPAN for op, key, _ in self._calls(chain) if op == "hadamard")
+
+    def _shares(self, chain: _Chain) -> int:
+        """Return of how many shares of heads' weights attention's parts are joined."""
+        if self._op(chain.calls[0]) != "join":
+            return 0
+        _, parts, _, heads = chain.calls[0].value.args[1].fields[1].ty.shape
+        return int(parts) * int(heads)
+
+    def _apart(self, chain: _Chain) -> bool:
+        """Tell whether a row is long, and its runs can be made ready each without the others."""
+        whole = {self._op(call) for call in chain.calls} & {*WHOLE}
+        long = _inputs(chain.calls[-1]) > LONG
+        return long and not whole and not chain.shared and self._by_runs(chain)
 
     def _op(self, binding: Any) -> str:
         value = binding.value
@@ -156,8 +178,9 @@ class _Fusion:
         variable = self._variable(chain, function)
         bindings = [relax.VarBinding(whole, relax.Call(variable, operands))]
         members = [*chain.shared, *(relax.DataflowVar("built", t) for t in chain.calls[-1].var.ty.fields)]
+        first = len(function.ret_ty.fields) - len(members)  # nobody else reads those before
         for i, member in enumerate(members):
-            bindings.append(relax.VarBinding(member, relax.TupleGetItem(whole, i)))
+            bindings.append(relax.VarBinding(member, relax.TupleGetItem(whole, first + i)))
         pair = relax.Tuple(members[len(chain.shared) :])
         return [*bindings, relax.VarBinding(chain.calls[-1].var, pair)]
 
@@ -176,7 +199,7 @@ class _Fusion:
         """Return what a chain computes, as the docstring of the module has it."""
         inputs = _inputs(chain.calls[-1])
         known = {"calls": self._calls(chain), "inputs": inputs, "shared": bool(chain.shared)}
-        return json.dumps(known)
+        return json.dumps(known | {"apart": self._apart(chain)})
 
     def _calls(self, chain: _Chain) -> list[tuple[str, list[Any], list[int]]]:
         place = {variable: index for index, variable in enumerate(_operands(chain.calls))}
@@ -202,7 +225,14 @@ class _Fusion:
         bindings += [
             relax.VarBinding(part, relax.TupleGetItem(new[built], i)) for i, part in enumerate(parts)
         ]
-        result = relax.Tuple([*(new[v] for v in chain.shared), *parts])
+        before = [new[v] for v in chain.shared]
+        if self._apart(chain):
+            row = new[chain.calls[-1].value.args[1].fields[0]]
+            found = self._builder.normalize(self._builder.call_te(lut.peaks, row, SPAN))
+            peaks = relax.DataflowVar("peaks", found.ty)
+            bindings.append(relax.VarBinding(peaks, found))
+            before = [row, peaks]
+        result = relax.Tuple([*before, *parts])
         out = relax.Var("out", result.ty)
         block = relax.DataflowBlock([*bindings, relax.VarBinding(out, result)])
         params = [new[v] for v in operands]

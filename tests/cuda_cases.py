@@ -479,6 +479,7 @@ GROUPS = {
     "long": long_rows,
     "halves": halves_cases,
     "chains": lambda number: (Case("produce", *chain) for chain in chains(number)),
+    "apart": lambda number: (Case("produce", *chain) for chain in chains(number, apart=True)),
 }
 
 

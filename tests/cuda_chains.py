@@ -15,7 +15,7 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
-from shiftadd_tvm.fused_producers import NAME, FuseProducers
+from shiftadd_tvm.fused_producers import LONG, NAME, FuseProducers
 from shiftadd_tvm.ops import (
     KEY,
     OP,
@@ -34,28 +34,34 @@ Array = np.ndarray
 EPSILON = 1e-5
 BLOCKS = (4, 16, 64, 256)
 MOST = 17  # of the whole numbers that are drawn
+BEGINS = ("value", "add", "function", "gate", "join", "balanced", "hostile")
+APART = ("value", "add", "function", "gate", "hostile")  # of long rows that many blocks make
+HOSTILE = (np.inf, -np.nan, 1e-42, -3e38, 1e-30, 2.0**64, 2.0**-63)
 
 
 class Chain:
     """A Relax function of drawn operators, what it is given, and what it must give."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self._rng, self._builder = rng, relax.BlockBuilder()
+    def __init__(self, rng: np.random.Generator, apart: bool) -> None:
+        self._rng, self._builder, self._apart = rng, relax.BlockBuilder(), apart
         self._tokens = int(rng.choice([1, 2, 4]))
         self._inputs = 64 * int(rng.integers(1, 20)) + 4 * int(rng.integers(0, 4))
         if rng.random() < 0.1:  # more than one run of inputs for a warp
             self._tokens, self._inputs = 1, 256 * int(rng.integers(33, 90))
+        if apart:
+            self._tokens = int(rng.choice([1, 1, 2, 4, 32]))
+            self._inputs = LONG + 4 * int(rng.integers(1, 400 if self._tokens > 4 else 3000))
         self._steps: list[Callable[[Any], Any]] = []
         self.given: list[Array] = []
         self.expected: list[Array] = []
-        self._shared = self._balanced = False
+        self._shared = self._balanced = self._normed = False
 
     def drawn(self) -> IRModule:
         """Return the module with the chain fused."""
         value = self._begin()
         if self._balanced:
             self._layer_norm()
-        elif self._rng.random() < 0.5:
+        elif not self._apart and self._rng.random() < 0.5:
             self._norm(value)
         self._rotate() if self._rng.random() < 0.7 else None
         self._shift()
@@ -82,7 +88,7 @@ class Chain:
 
     def _begin(self) -> Array:
         shape = (self._tokens, self._inputs)
-        kind = self._rng.choice(["value", "add", "function", "gate", "join", "balanced", "hostile"])
+        kind = self._rng.choice(APART if self._apart else BEGINS)
         if kind == "join":
             self.value = self._join()
             self._begun = kind
@@ -90,12 +96,12 @@ class Chain:
         left = self._draw(*shape)
         self.value = left
         if kind == "hostile":  # what no shift may take as it is, and next to it what it may
-            left[0, 0] = self._rng.choice([np.inf, -np.nan, 1e-42, -3e38, 1e-30, 2.0**64, 2.0**-63])
+            left[0, self._rng.choice([0, 300, -1]) if self._apart else 0] = self._rng.choice(HOSTILE)
         if kind == "balanced":  # sums of rows are 0, as layer_norm is exact then
             self._balanced = True
             left[:, -1] -= left.sum(axis=1)
         if kind == "function":
-            start = 4 * int(self._rng.integers(self._inputs // 8))
+            start = 4 * int(self._rng.integers((self._inputs - LONG if self._apart else self._inputs) // 8))
             self.value = np.maximum(left[:, start:], 0)
             self._inputs -= start
             size = self._inputs
@@ -104,7 +110,7 @@ class Chain:
         if kind == "add":
             self.value = left + self._draw(*shape)
             self._add("add", elementwise.add, 0, 1)
-            self._shared = bool(self._rng.random() < 0.6)
+            self._shared = not self._apart and bool(self._rng.random() < 0.6)
         if kind == "gate":
             right = self._draw(*shape)
             self.value = np.maximum(left, 0) * right
@@ -132,6 +138,7 @@ class Chain:
     def _norm(self, value: Array) -> None:
         if self._begun in ("gate", "hostile"):  # sums of squares would not be exact
             return
+        self._normed = True
         weight = self._draw(self._inputs)
         one, share = np.float32(1), np.float32(1.0 / self._inputs)
         squares = (value.astype(np.float64) ** 2).sum(axis=1).astype(np.float32)
@@ -172,6 +179,8 @@ class Chain:
             build = functools.partial(lut_bits_group.build, columns=columns)
             reference = functools.partial(lut_bits_group.reference_build, columns=columns)
             name = "lut_bits_group_build"
+        if self._is_apart():
+            self.expected += [self.value, self._peaks()]
         self.expected += reference(self.value, form)
         self._add(name, lambda v: build(v, form))
         types = [relax.TensorType(v.shape, str(v.dtype)) for v in self.given]
@@ -191,11 +200,25 @@ class Chain:
         return module
 
 
-def chains(number: int) -> Iterator[tuple[Any, list[Array], list[Array]]]:
-    """Yield that many drawn chains: the kernel's function, what it is given, what it must give."""
+    def _is_apart(self) -> bool:
+        """Tell whether the row is made by many blocks."""
+        if self._apart:
+            return True
+        long = self._inputs > LONG and self._begun in APART
+        return long and not self._shared and not self._normed
+
+    def _peaks(self) -> Array:
+        """Return the largest magnitude of each run, by its bits."""
+        sizes = np.ascontiguousarray(self.value, np.float32).view(np.uint32) & 0x7FFFFFFF
+        return np.maximum.reduceat(sizes, np.arange(0, self._inputs, 256), axis=1)
+
+
+def chains(number: int, apart: bool = False) -> Iterator[tuple[Any, list[Array], list[Array]]]:
+    """Yield that many drawn chains, long ones whose runs are apart or any: the kernel's function, what it
+    is given, what it must give."""
     rng = np.random.default_rng(11)
     for _ in range(number):
-        chain = Chain(rng)
+        chain = Chain(rng, apart)
         module = chain.drawn()
         functions = {
             v.name_hint: f for v, f in module.functions_items() if isinstance(f, tvm.tirx.PrimFunc)

@@ -221,6 +221,7 @@ static inline void shiftadd_add_wide(void* to, int value, u32 places) {
 }
 static inline void shiftadd_add_float(void* to, float value) { *(float*)to += value; }
 static inline void shiftadd_add_shared(void* to, u32 value) { *(u32*)to += value; }
+static inline void shiftadd_add_global(void* to, u32 value) { *(u32*)to += value; }
 static inline void shiftadd_max_shared(void* to, u32 value) {
   if (value > *(u32*)to) *(u32*)to = value;
 }

@@ -10,8 +10,14 @@ from shiftadd_tvm.ops.lut_bits import DIGIT, GROUP, GROUPS, SPAN, Format
 from shiftadd_tvm.ops.lut_bytes import BYTES
 from shiftadd_tvm.ops.shift import FRACTION_BITS, SIGN_BIT
 from shiftadd_tvm.powers import EXPONENT_BIAS
-from shiftadd_tvm.schedules.cuda._chain import Row
-from shiftadd_tvm.schedules.cuda._instructions import ADD_LANES, MAX_LANES, SWAP_BITS
+from shiftadd_tvm.schedules.cuda._chain import HELD, Row
+from shiftadd_tvm.schedules.cuda._instructions import (
+    ADD_GLOBAL,
+    ADD_LANES,
+    ADD_SHUFFLED,
+    MAX_LANES,
+    SWAP_BITS,
+)
 
 LOWER = (0x0000FFFF, 0x00FF00FF, 0x0F0F0F0F, 0x33333333, 0x55555555)  # places whose bit 16, 8 .. is 0
 ROOM = 44 << 10  # bytes of shared memory for whole numbers
@@ -19,25 +25,37 @@ ROOM = 44 << 10  # bytes of shared memory for whole numbers
 Inline = Callable[..., Any]
 
 
+@T.inline
+def largest(x, u, held):
+    """Set u[0] to the largest magnitude of a warp's numbers x (held,)."""
+    u[0] = T.uint32(0)
+    for n in T.unroll(held):
+        u[0] = T.max(u[0], lut.magnitude(x[n]))
+    T.evaluate(MAX_LANES(T.address_of(u[0])))
+
+
+@T.inline
+def largest_of_row(x, u, row, warp, lane):
+    """Set u[0] to the largest magnitude of a row that a block holds."""
+    peaks = T.alloc_buffer((32,), "uint32", scope="shared")
+    largest(x, u, row.held)
+    if lane == 0:
+        peaks[warp] = u[0]
+    T.tvm_storage_sync("shared")
+    u[0] = T.uint32(0)
+    if lane < row.warps:
+        u[0] = peaks[lane]
+    T.evaluate(MAX_LANES(T.address_of(u[0])))
+
+
 def rounded(row: Row, form: Format) -> Inline:
-    """Return how q (row.held,) int32 is set to the whole numbers of x, and u[0] to the row's field; peaks
-    (32,) are shared."""
+    """Return how q (row.held,) int32 is set to the whole numbers of x, and u[0] from the row's largest
+    magnitude to its field."""
     fixed, short = form.fixed, form.width == 16
     high, top = fixed.fields[1], (1 << fixed.bits) - 1
 
     @T.inline
-    def round_(q, x, u, peaks, warp, lane):
-        u[0] = T.uint32(0)
-        for n in T.unroll(row.held):
-            u[0] = T.max(u[0], lut.magnitude(x[n]))
-        T.evaluate(MAX_LANES(T.address_of(u[0])))
-        if lane == 0:
-            peaks[warp] = u[0]
-        T.tvm_storage_sync("shared")
-        u[0] = T.uint32(0)
-        if lane < row.warps:
-            u[0] = peaks[lane]
-        T.evaluate(MAX_LANES(T.address_of(u[0])))
+    def round_(q, x, u):
         u[0] = lut.field_of(u[0], fixed)
         if short:
             u[1] = T.shift_left(T.uint32(high) - T.min(u[0], T.uint32(high)), T.uint32(23))
@@ -76,7 +94,8 @@ def totals(row: Row, form: Format) -> Inline:
     digits, fixed = form.digits, form.fixed
 
     @T.inline
-    def write(scale, q, u, parts, i, warp, lane):
+    def write(scale, q, u, i, warp, lane):
+        parts = T.alloc_buffer((digits, 32), "uint32", scope="shared")
         for d in T.unroll(digits):
             u[1] = T.uint32(0)
             for n in T.unroll(row.held):
@@ -99,13 +118,33 @@ def totals(row: Row, form: Format) -> Inline:
     return write
 
 
+def added_totals(row: Row, form: Format) -> Inline:
+    """Return how scale (M, 1 + D), of zeros, gets a row's exponent and the sums of its digits, where
+    runs are apart."""
+    digits, fixed = form.digits, form.fixed
+
+    @T.inline
+    def write(scale, q, u, i, warp, lane):
+        for d in T.unroll(digits):
+            u[1] = T.uint32(0)
+            for n in T.unroll(row.held):
+                u[1] = u[1] + digit(q[n], d, digits)
+            T.evaluate(ADD_LANES(T.address_of(u[1])))
+            if lane == 0:
+                T.evaluate(ADD_GLOBAL(T.address_of(scale[i, 1 + d]), u[1]))
+        if warp == 0 and lane == 0:
+            scale[i, 0] = lut.exponent_of(u[0], fixed)
+
+    return write
+
+
 def group_totals(row: Row, form: Format, columns: int, groups: int) -> Inline:
     """Return how scale (M, 1 + C) gets a row's exponent and the sums of its groups of inputs, each of
     which lies in one run of one warp."""
     fixed, each = form.fixed, columns // 32  # of a lane
 
     @T.inline
-    def write(scale, q, u, parts, i, warp, lane):
+    def write(scale, q, u, i, warp, lane):
         for group in T.unroll(row.held // each):
             u[1] = T.uint32(0)
             for n in T.unroll(each):
@@ -126,7 +165,7 @@ def bits(row: Row, form: Format, length: int) -> Inline:
     width, pair = form.width, 32 // form.width
 
     @T.inline
-    def write(built, q, u, held, i, warp, lane):
+    def write(built, q, u, i, warp, lane):
         for n in T.unroll(row.held // pair):
             u[1] = T.Cast("uint32", q[n * pair])
             if pair == 2:
@@ -153,50 +192,51 @@ def _lower(j: Any):
     return found
 
 
-def fits_shared(row: Row) -> bool:
-    """Tell whether the whole numbers of a row have room in the memory that is shared."""
-    return row.warps * row.held * 32 * 4 <= ROOM
-
-
-@T.inline
-def _put(held, q, row, warp, lane):
-    """Share the whole numbers of a row; those behind it are 0."""
-    for n in T.unroll(row.held):
-        held[row.input(n, warp, lane)] = q[n]
-    T.tvm_storage_sync("shared")
-
-
 def tables(row: Row, form: Format, steps: int) -> Inline:
-    """Return how tables (M, S, 26, 32) are written: a warp a table, a lane an entry."""
+    """Return how tables (M, S, 26, 32) are written: a warp those of its own runs, a lane an entry."""
+    each = HELD * 32 // SPAN  # steps of a run
 
     @T.inline
-    def write(built, q, u, held, i, warp, lane):
-        _put(held, q, row, warp, lane)
-        for turn in T.serial(-(-steps * GROUPS // row.warps)):
-            group = T.bind(turn * row.warps + warp)
-            if group < steps * GROUPS:
-                u[1] = T.uint32(0)
-                for j in T.unroll(GROUP):
-                    place = T.bind(group % GROUPS * GROUP + j)
-                    k = T.meta_var(group // GROUPS * SPAN + place)
-                    if place < SPAN and T.bitwise_and(T.shift_right(lane, j), 1) == 1:
-                        if k < row.inputs:
-                            u[1] = u[1] + T.Cast("uint32", held[k])
-                built[i, group // GROUPS, group % GROUPS, lane] = u[1]
+    def write(built, q, u, i, warp, lane):
+        found = T.alloc_buffer((1,), "uint32", scope="local")
+        for turn, h in T.grid(row.turns, each):
+            step = T.bind(row.input(turn * HELD, warp, 0) // SPAN + h)
+            if step < steps:
+                for group in T.unroll(GROUPS):
+                    u[1] = T.uint32(0)
+                    for j in T.unroll(GROUP):
+                        place = T.meta_var(group * GROUP + j)
+                        if place < SPAN:
+                            held = T.meta_var(T.Cast("uint32", q[turn * HELD + (h * SPAN + place) // 32]))
+                            found[0] = T.uint32(0)
+                            T.evaluate(
+                                ADD_SHUFFLED(T.address_of(found[0]), held, T.Cast("uint32", place % 32))
+                            )
+                            if T.bitwise_and(T.shift_right(lane, j), 1) == 1:
+                                u[1] = u[1] + found[0]
+                    built[i, step, group, lane] = u[1]
 
     return write
 
 
+def fits_shared(row: Row) -> bool:
+    """Tell whether the whole numbers of a block's inputs have room in the memory that is shared."""
+    return row.shared * 4 <= ROOM
+
+
 def bytes_(row: Row, form: Format, steps: int) -> Inline:
     """Return how bytes (M, S, D, 4, 16) are written: a thread a word."""
-    digits, threads = form.digits, 32 * row.warps
-    words = steps * digits * BYTES * 4 * BYTES
+    digits, threads = form.digits, 32 * row.block
+    words = (1 if row.apart else steps) * digits * BYTES * 4 * BYTES  # of a block
 
     @T.inline
-    def write(built, q, u, held, i, warp, lane):
-        _put(held, q, row, warp, lane)
+    def write(built, q, u, i, warp, lane):
+        held = T.alloc_buffer((row.shared,), "int32", scope="shared")
+        for n in T.unroll(row.held):  # what is behind a row is 0
+            held[row.input(n, row.place(warp), lane)] = q[n]
+        T.tvm_storage_sync("shared")
         for turn in T.serial(-(-words // threads)):
-            word = T.bind(turn * threads + warp * 32 + lane)
+            word = T.bind(turn * threads + row.place(warp) * 32 + lane)
             if word < words:
                 at = T.bind(word % 16)
                 part = T.bind(word // 16 % BYTES)
@@ -205,12 +245,9 @@ def bytes_(row: Row, form: Format, steps: int) -> Inline:
                 first = T.meta_var(s * 256 + (at // 4 + 4 * (at % 2)) * 32 + part * 2 + at % 4 // 2)
                 u[1] = T.uint32(0)
                 for c in T.unroll(BYTES):
-                    if first + c * DIGIT < row.inputs:
-                        moved = T.shift_right(held[first + c * DIGIT], T.Cast("int32", d * DIGIT))
-                        byte = T.bitwise_and(T.Cast("uint32", moved), T.uint32((1 << DIGIT) - 1))
-                        u[1] = T.bitwise_or(
-                            u[1], T.shift_left(byte, T.Cast("uint32", c * DIGIT))
-                        )
-                built[i, s, d, part, at] = u[1]
+                    moved = T.shift_right(held[first + c * DIGIT], T.Cast("int32", d * DIGIT))
+                    byte = T.bitwise_and(T.Cast("uint32", moved), T.uint32((1 << DIGIT) - 1))
+                    u[1] = T.bitwise_or(u[1], T.shift_left(byte, T.Cast("uint32", c * DIGIT)))
+                built[i, row.first(warp) + s, d, part, at] = u[1]
 
     return write

@@ -178,6 +178,13 @@ ADD_SHARED = Instruction(
     'asm volatile("red.shared.add.u32 [%0], %1;" '
     ': : "r"((unsigned)__cvta_generic_to_shared(to)), "r"(value) : "memory");',
 )
+# likewise where blocks add to one number
+ADD_GLOBAL = Instruction(
+    "shiftadd_add_global",
+    "void* to, unsigned value",
+    'asm volatile("red.global.add.u32 [%0], %1;" '
+    ': : "l"(__cvta_generic_to_global(to)), "r"(value) : "memory");',
+)
 # adds a float32 to one in global memory, in any order
 ADD_FLOAT = Instruction(
     "shiftadd_add_float",

@@ -1,4 +1,5 @@
-"""produce on GPUs: a block of threads makes a row of an activation ready, in registers.
+"""produce on GPUs: a block of threads makes a row of an activation ready, in registers; a long row has
+a block for each of its runs (`_apart.py`).
 
 The chain that `fused_producers.py` describes goes from what was given to what look-ups read without a
 look at memory in between: `_chain.py` has its steps, `_chain_ends.py` its ends. Threads wait for each
@@ -17,8 +18,8 @@ from tvm.tirx import PrimFunc
 from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.ops import CHAIN, OP, WAITS, lut_bits_group
 from shiftadd_tvm.ops.lut_bits import DIGIT, Format
-from shiftadd_tvm.schedules.cuda import _chain, _chain_ends, _row
-from shiftadd_tvm.schedules.cuda._chain import HELD, SHARES, SPAN, Row
+from shiftadd_tvm.schedules.cuda import _apart, _chain, _chain_ends, _row
+from shiftadd_tvm.schedules.cuda._chain import SHARES, SPAN, Row
 
 OPS = ("produce",)
 BEGINS = ("join", "add", "activate", "activate_mul")
@@ -39,38 +40,49 @@ def schedule(sch: Schedule, backend: Backend) -> PrimFunc | None:
 
 def _fits(chain: dict[str, Any], shapes: list[tuple[int, ...]]) -> bool:
     """Tell whether a chain can be made in registers."""
-    row = Row(chain["inputs"])
+    row = Row(chain["inputs"], chain["apart"])
     calls = {op: (key, at) for op, key, at in chain["calls"]}
     rotation = calls.get("hadamard", ([1], []))[0][0]
     shares = shapes[calls["join"][1][1]] if "join" in calls else (0, 0, 0, 0)
-    held = calls.keys() & {"lut_tables_build", "lut_bytes_build"}
     return (
         row.fits()
         and rotation <= SPAN
         and shares[1] * shares[3] <= SHARES
-        and (not held or _chain_ends.fits_shared(row))
+        and ("lut_bytes_build" not in calls or _chain_ends.fits_shared(row))
     )
 
 
 def _function(
     chain: dict[str, Any], shapes: list[tuple[int, ...]], dtypes: list[str], overlap: bool
 ) -> PrimFunc:
-    """Return the TIR function: operands of the chain, (the value that others read,) built and scale."""
-    row, count = Row(chain["inputs"]), len(shapes)
+    """Return the TIR function: operands of the chain, (the value that others read, or the two results of
+    rows whose runs are apart,) built and scale."""
+    row, count = Row(chain["inputs"], chain["apart"]), len(shapes)
     steps = _steps(row, chain, shapes, overlap)
-    finish, held = _end(row, chain["calls"][-1][0], shapes[-2], shapes[-1])
-    tokens, digits = shapes[-1][0], 3
+    finish = _end(row, chain["calls"][-1][0], shapes[-2], shapes[-1])
+    kernels = _apart.kernels if row.apart else _together
+    body = kernels(row, steps, finish, count, shapes[-1])
+
+    names = [f"given{i}" for i in range(count)]
+    types = ", ".join(f'{n}: T.Buffer({s}, "{t}")' for n, s, t in zip(names, shapes, dtypes, strict=True))
+    # how many tensors there are depends on the chain, and a function has a fixed list of them
+    text = (
+        f"@T.prim_func(s_tir=True, private=True)\ndef produce({types}):\n"
+        f'    T.func_attr({{"tirx.noalias": True, "{OP}": "produce"}})\n    body(({", ".join(names)}))\n'
+    )
+    return tvm.script.from_source(text, {"T": T, "body": body})
+
+
+def _together(row: Row, steps: Any, finish: Any, count: int, scale: tuple[int, ...]) -> Any:
+    """Return the body of the kernel whose blocks have a row each."""
 
     @T.inline
     def body(given):
-        i = T.launch_thread("blockIdx.x", tokens)
+        i = T.launch_thread("blockIdx.x", scale[0])
         tx = T.launch_thread("threadIdx.x", 32 * row.warps)
         # without this bound the assembler aims at more blocks and spills
         T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", 1)
         sums = T.alloc_buffer((SUMS, 32), "float32", scope="shared")
-        peaks = T.alloc_buffer((32,), "uint32", scope="shared")
-        parts = T.alloc_buffer((digits, 32), "uint32", scope="shared")
-        whole = T.alloc_buffer((held,), "int32", scope="shared")
         x = T.alloc_buffer((row.held,), "float32", scope="local")
         weights = T.alloc_buffer((row.held,), "float32", scope="local")
         biases = T.alloc_buffer((row.held,), "float32", scope="local")
@@ -81,16 +93,10 @@ def _function(
         for n in T.unroll(row.held):
             packed[n] = T.uint32(0)
         steps(x, (weights, biases, packed), v, sums, given, i, tx // 32, tx % 32)
-        finish(given[count - 2], given[count - 1], q, x, u, peaks, parts, whole, i, tx // 32, tx % 32)
+        _chain_ends.largest_of_row(x, u, row, tx // 32, tx % 32)
+        finish(given[count - 2], given[count - 1], q, x, u, i, tx // 32, tx % 32)
 
-    names = [f"given{i}" for i in range(count)]
-    types = ", ".join(f'{n}: T.Buffer({s}, "{t}")' for n, s, t in zip(names, shapes, dtypes, strict=True))
-    # how many tensors there are depends on the chain, and a function has a fixed list of them
-    text = (
-        f"@T.prim_func(s_tir=True, private=True)\ndef produce({types}):\n"
-        f'    T.func_attr({{"tirx.noalias": True, "{OP}": "produce"}})\n    body(({", ".join(names)}))\n'
-    )
-    return tvm.script.from_source(text, {"T": T, "body": body})
+    return body
 
 
 def _steps(row: Row, chain: dict[str, Any], shapes: list[tuple[int, ...]], overlap: bool) -> Any:
@@ -105,15 +111,16 @@ def _steps(row: Row, chain: dict[str, Any], shapes: list[tuple[int, ...]], overl
     found = [_chain.LINKS[op](row, key, at, shapes[at[0]]) for op, key, at in links]
     begin = _chain.begin(row, *first, shapes[first[2][0]])
     kept = [_chain.keep(row, len(shapes) - 3)] if chain["shared"] else []
+    last = [_chain.keep(row, len(shapes) - 4)] if row.apart else []
     # parameters before the row: what makes it may not have ended yet
     wait = [_chain.wait] if overlap else []
-    parts = [*(link.prepare for link in found), *wait, begin, *kept, *(link.apply for link in found)]
+    parts = [*(link.prepare for link in found), *wait, begin, *kept, *(link.apply for link in found), *last]
     return functools.reduce(_chain.in_order, parts)
 
 
-def _end(row: Row, op: str, built: tuple[int, ...], scale: tuple[int, ...]) -> tuple[Any, int]:
-    """Return the inlined code that writes what is built and its scale, and how many whole numbers of a
-    row it shares."""
+def _end(row: Row, op: str, built: tuple[int, ...], scale: tuple[int, ...]) -> Any:
+    """Return the inlined code that writes what is built and its scale, from the row and its largest
+    magnitude."""
     grouped = op == "lut_bits_group_build"
     width = built[2] if grouped else (scale[1] - 1) * DIGIT
     form = Format("", width, "")
@@ -122,15 +129,15 @@ def _end(row: Row, op: str, built: tuple[int, ...], scale: tuple[int, ...]) -> t
         columns = next(c for c in lut_bits_group.COLUMNS if -(-row.inputs // c) == groups)
         sum_up = _chain_ends.group_totals(row, form, columns, groups)
     else:
-        sum_up = _chain_ends.totals(row, form)
+        sum_up = (_chain_ends.added_totals if row.apart else _chain_ends.totals)(row, form)
     make = {"lut_tables_build": _chain_ends.tables, "lut_bytes_build": _chain_ends.bytes_}
     write = make.get(op, _chain_ends.bits)(row, form, built[1])
     round_ = _chain_ends.rounded(row, form)
 
     @T.inline
-    def finish(built, scale, q, x, u, peaks, parts, whole, i, warp, lane):
-        round_(q, x, u, peaks, warp, lane)
-        write(built, q, u, whole, i, warp, lane)
-        sum_up(scale, q, u, parts, i, warp, lane)
+    def finish(built, scale, q, x, u, i, warp, lane):
+        round_(q, x, u)
+        write(built, q, u, i, warp, lane)
+        sum_up(scale, q, u, i, warp, lane)
 
-    return finish, row.warps * row.turns * HELD * 32 if op in make else 1
+    return finish

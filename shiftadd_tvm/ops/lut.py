@@ -89,6 +89,19 @@ def magnitude(value):
     return reinterpret("uint32", value) & _u32(0x7FFFFFFF)
 
 
+def peaks(values, span: int):
+    """Return the largest `magnitude` (M, ceil(K / span)), uint32, of each `span` of values (M, K)."""
+    rows, inputs = values.shape[0], int(values.shape[1])
+    j = te.reduce_axis((0, span), "j")
+
+    def of(m, s):
+        k = s * span + j
+        size = magnitude(values[m, te.min(k, inputs - 1)])
+        return te.max(te.if_then_else(k < inputs, size, _u32(0)), axis=j)
+
+    return te.compute((rows, -(-inputs // span)), of, name="peaks")
+
+
 def field_of(peak, form: Format):
     """Return the exponent field of a row from the largest `magnitude` in it."""
     return te.max(peak >> _u32(FRACTION_BITS), _u32(form.fields[0]))
