@@ -31,7 +31,8 @@ from tvm.tirx import PrimFunc
 from shiftadd_tvm.ops import CHAIN, KEY, OP, lut
 from shiftadd_tvm.ops.hadamard import LIVE
 from shiftadd_tvm.relax_functions import bindings_of
-from shiftadd_tvm.schedules.cuda._chain import SHARES, SPAN, TURNS, WARPS
+from shiftadd_tvm.schedules.cuda._chain import SHARES
+from shiftadd_tvm.schedules.cuda._runs import SPAN, TURNS, WARPS
 
 NAME = "produce"
 ENDS = ("lut_bits_build", "lut_bytes_build", "lut_tables_build", "lut_bits_group_build")

@@ -101,7 +101,8 @@ class Chain:
             self._balanced = True
             left[:, -1] -= left.sum(axis=1)
         if kind == "function":
-            start = 4 * int(self._rng.integers((self._inputs - LONG if self._apart else self._inputs) // 8))
+            most = self._inputs - LONG if self._apart else self._inputs
+            start = 4 * int(self._rng.integers(most // 8))
             self.value = np.maximum(left[:, start:], 0)
             self._inputs -= start
             size = self._inputs

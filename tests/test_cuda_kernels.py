@@ -22,6 +22,7 @@ READ = ("bits", "tables", "bytes")
 GROUPED = 32
 SHARED = 8
 CHAINS = 60
+APART = 40
 HALVES = 12
 HERE = Path(__file__).parent
 
@@ -95,6 +96,12 @@ def test_products_in_half_precision_agree_on_drawn_shapes(emulator: Emulator) ->
 def test_chains_in_one_kernel_equal_the_references(emulator: Emulator) -> None:
     found = run(emulator, "chains", str(CHAINS))
     assert len(found) == CHAINS and not [case for case in found if case[1]]
+
+
+def test_long_chains_in_two_kernels_equal_the_references(emulator: Emulator) -> None:
+    """The row and the peaks of its runs as well, whatever lay in memory before."""
+    found = run(emulator, "apart", str(APART))
+    assert len(found) == APART and not [case for case in found if case[1]]
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,18 @@ def test_heads_of_other_families_on_the_emulated_gpu(family: str, tmp_path: Path
     assert json.loads(child.stdout)["tokens_equal"]
 
 
+@pytest.mark.parametrize("launches", ["ordered", "overlapping"])
+def test_long_rows_on_the_emulated_gpu(launches: str, tmp_path: Path) -> None:
+    """Many blocks make them, in two kernels; the sums of a step that is replayed begin at zero again."""
+    save_tiny(tmp_path / "source", intermediate_size=8704)
+    quantize(tmp_path / "source", tmp_path / "packed", QuantizeSettings(bits=2))
+    built = Built(tmp_path / "packed", tmp_path / "cuda", sequences=1, launches=launches)
+    assert built.report.kernels["fallback"] == 0 and "shiftadd_add_global(" in built.source
+    child = built.run("-m", "shiftadd_tvm", "verify", "--json", str(built.artifact))
+    assert child.returncode == 0, child.stderr
+    assert json.loads(child.stdout)["tokens_equal"]
+
+
 def test_eight_sequences_in_one_step(tmp_path: Path) -> None:
     """By products of bytes, on a GPU that has none of bits; a batch gives what each has alone."""
     save_tiny(tmp_path / "source", num_hidden_layers=1)

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import cuda_ptx
 import pytest
@@ -57,28 +58,54 @@ def test_smollm2_at_3_bits_compiles(name: str, tmp_path: Path) -> None:
     assert manifest["activations"] == {"lut_query": target.activations[0]}
 
 
-def test_launches_overlap_and_nobody_reads_before_the_wait(tmp_path: Path) -> None:
-    """Every kernel lets the next one begin and waits once; before, it reads parameters at most."""
-    target, dump = backend.load("cuda-sm90"), tmp_path / "dump"
-    config = shapes.config("smollm2-135m") | {"num_hidden_layers": 1}
+def one_layer(wide: str, name: str, folder: Path, **settings: Any) -> tuple[Path, bytes]:
+    """Compile a layer of SmolLM2 whose MLP is as wide as that of another model, for a preset; return the
+    folder of its dump, and the library."""
+    width = {"intermediate_size": shapes.config(wide)["intermediate_size"]}
+    config = shapes.config("smollm2-135m") | width | {"num_hidden_layers": 1}
     model = synthetic.SyntheticModel(config, QuantizeSettings(bits=3, embedding_bits=8))
-    settings = CompileSettings(sequences=1, dump_ir=dump, verify=False, launches="overlapping")
-    compile_model(model, tmp_path / "app", target, settings, version="test")
-    library = (tmp_path / "app" / LIBRARY).read_bytes()
+    given = CompileSettings(sequences=1, dump_ir=folder / "dump", verify=False, **settings)
+    compile_model(model, folder / "app", backend.load(name), given, version="test")
+    return folder / "dump", (folder / "app" / LIBRARY).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "wide"), [("cuda-sm90", "llama-2-7b"), *((name, "llama-2-70b") for name in PRESETS)]
+)
+def test_a_long_row_has_a_warp_for_each_run(name: str, wide: str, tmp_path: Path) -> None:
+    """Two kernels of blocks of a warp each, however long the row: nothing spills, nobody waits at a
+    barrier for other warps."""
+    dump, library = one_layer(wide, name, tmp_path)
+    usage = nvrtc.usage((dump / "kernels.log").read_text())
+    assert not {k for k, used in usage.items() if used.spill_bytes}
+    (second,) = (k for k in usage if k.startswith("produce") and k.endswith("_kernel_1"))
+    first = second.removesuffix("_1")
+    source = (dump / "kernels.cu").read_text()
+    assert all(f"__launch_bounds__(32, 1) {kernel}(" in source for kernel in (first, second))
+    code = cuda_ptx.machine_code(device_images(library)[0], tmp_path)
+    assert not any("BAR." in line for line in code[first])
+    assert len(code[first]) < 2000 and len(code[second]) < 1000
+
+
+@pytest.mark.parametrize("wide", ["smollm2-135m", "llama-2-7b"])
+def test_launches_overlap_and_nobody_reads_before_the_wait(wide: str, tmp_path: Path) -> None:
+    """Every kernel lets the next one begin and waits once; before, it reads parameters at most."""
+    dump, library = one_layer(wide, "cuda-sm90", tmp_path, launches="overlapping")
     kernels = cuda_ptx.kernels((dump / "kernels.ptx").read_text())
     assert len(kernels) > 40 and library.count(overlapping_launches.TAG.encode()) == len(kernels)
     memory = re.compile(r"\b(ld|st|red|atom)\.global")
+    begins = {name for name in kernels if re.fullmatch(r"produce\d*_kernel", name)}
     for name, body in kernels.items():
         assert body.count("griddepcontrol.wait") == body.count("launch_dependents") == 1, name
         before = body.partition("griddepcontrol.wait")[0]
         reads = set(memory.findall(before))
-        assert reads == ({"ld"} if name.startswith("produce") else set()), name
+        assert reads == ({"ld"} if name in begins else set()), name
         assert ("prefetch" in before) == name.startswith("lut_bits_query"), name
     for name, code in cuda_ptx.machine_code(device_images(library)[0], tmp_path).items():
         wait = next(i for i, line in enumerate(code) if "ACQBULK" in line)
         early = [line for line in code[:wait] if re.search(r"\b(LDG|STG|ATOM|RED)\b", line)]
         # the assembler moves loads of planes, which are never kept, before it
-        assert name.startswith("produce") or all("LDG.E.NA" in line for line in early), name
+        assert name in begins or all("LDG.E.NA" in line for line in early), name
 
 
 def test_launches_overlap_on_gpus_that_can() -> None:

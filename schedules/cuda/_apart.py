@@ -11,8 +11,8 @@ from typing import Any
 from tvm.script import tirx as T
 
 from shiftadd_tvm.schedules.cuda import _chain_ends
-from shiftadd_tvm.schedules.cuda._chain import Row
 from shiftadd_tvm.schedules.cuda._instructions import MAX_LANES
+from shiftadd_tvm.schedules.cuda._runs import Row
 
 
 def kernels(row: Row, steps: Any, finish: Any, count: int, scale: tuple[int, ...]) -> Any:

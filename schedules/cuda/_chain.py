@@ -1,8 +1,6 @@
 """The steps of a chain (`fused_producers.py`) in registers: where its row begins, and what is done to it.
 
-A row has a block of threads, or, where its runs are apart, each run has one of a single warp. A warp holds runs of `SPAN` inputs of a row, a lane the inputs l, 32 + l .. of a run: a run is as long as
-the blocks of the Hadamard transform at most, whose short distances then are between lanes, and long
-ones between a lane's own numbers. What belongs to no input is 0.
+What belongs to no input is 0. How a row lies in registers is told in `_runs.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,71 +21,13 @@ from shiftadd_tvm.schedules.cuda._instructions import (
     TAKE_ACROSS,
     WAIT,
 )
+from shiftadd_tvm.schedules.cuda._runs import Row
 
-SPAN = 256  # inputs of a run
-HELD = SPAN // 32  # of these, a lane's
-WARPS, TURNS = 32, 4  # at most: more runs need more registers than a thread has
 SHARES = 2048  # of attention's parts, at most
 
 # inlined code of (x, r, v, sums, given, i, warp, lane): the row, parameters of its inputs in registers
 # (weights, biases, and packed: three bytes of terms, a bit of signs), and what threads add together
 Inline = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Row:
-    """How a row of so many inputs lies in the registers of a block of threads, or, `apart`, of a block for
-    each run."""
-
-    inputs: int
-    apart: bool = False
-
-    @property
-    def runs(self) -> int:
-        """Runs of a row."""
-        return -(-self.inputs // SPAN)
-
-    @property
-    def turns(self) -> int:
-        """Runs of a warp."""
-        return 1 if self.apart else -(-self.runs // WARPS)
-
-    @property
-    def warps(self) -> int:
-        """Warps of the row."""
-        return -(-self.runs // self.turns)
-
-    @property
-    def held(self) -> int:
-        """Numbers of a lane."""
-        return self.turns * HELD
-
-    @property
-    def block(self) -> int:
-        """Warps of a block."""
-        return 1 if self.apart else self.warps
-
-    @property
-    def shared(self) -> int:
-        """Inputs of a block, and those behind the row that its last runs have."""
-        return self.block * self.held * 32
-
-    def fits(self) -> bool:
-        """Tell whether the registers are enough."""
-        return self.turns <= TURNS
-
-    def place(self, warp):
-        """Return which warp of its block a warp of the row is."""
-        return 0 if self.apart else warp
-
-    def first(self, warp):
-        """Return the first run of the block of a warp of the row."""
-        return warp if self.apart else 0
-
-    def input(self, n, warp, lane):
-        """Return which input number n of a lane is."""
-        run = n // HELD * self.warps + warp
-        return run * SPAN + n % HELD * 32 + lane
 
 
 def in_order(first: Inline, second: Inline) -> Inline:

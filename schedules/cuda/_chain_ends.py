@@ -10,7 +10,6 @@ from shiftadd_tvm.ops.lut_bits import DIGIT, GROUP, GROUPS, SPAN, Format
 from shiftadd_tvm.ops.lut_bytes import BYTES
 from shiftadd_tvm.ops.shift import FRACTION_BITS, SIGN_BIT
 from shiftadd_tvm.powers import EXPONENT_BIAS
-from shiftadd_tvm.schedules.cuda._chain import HELD, Row
 from shiftadd_tvm.schedules.cuda._instructions import (
     ADD_GLOBAL,
     ADD_LANES,
@@ -18,6 +17,7 @@ from shiftadd_tvm.schedules.cuda._instructions import (
     MAX_LANES,
     SWAP_BITS,
 )
+from shiftadd_tvm.schedules.cuda._runs import HELD, Row
 
 LOWER = (0x0000FFFF, 0x00FF00FF, 0x0F0F0F0F, 0x33333333, 0x55555555)  # places whose bit 16, 8 .. is 0
 ROOM = 44 << 10  # bytes of shared memory for whole numbers

@@ -19,7 +19,8 @@ from shiftadd_tvm.backend import Backend
 from shiftadd_tvm.ops import CHAIN, OP, WAITS, lut_bits_group
 from shiftadd_tvm.ops.lut_bits import DIGIT, Format
 from shiftadd_tvm.schedules.cuda import _apart, _chain, _chain_ends, _row
-from shiftadd_tvm.schedules.cuda._chain import SHARES, SPAN, Row
+from shiftadd_tvm.schedules.cuda._chain import SHARES
+from shiftadd_tvm.schedules.cuda._runs import SPAN, Row
 
 OPS = ("produce",)
 BEGINS = ("join", "add", "activate", "activate_mul")
@@ -114,8 +115,8 @@ def _steps(row: Row, chain: dict[str, Any], shapes: list[tuple[int, ...]], overl
     last = [_chain.keep(row, len(shapes) - 4)] if row.apart else []
     # parameters before the row: what makes it may not have ended yet
     wait = [_chain.wait] if overlap else []
-    parts = [*(link.prepare for link in found), *wait, begin, *kept, *(link.apply for link in found), *last]
-    return functools.reduce(_chain.in_order, parts)
+    prepare, apply = ([getattr(link, part) for link in found] for part in ("prepare", "apply"))
+    return functools.reduce(_chain.in_order, [*prepare, *wait, begin, *kept, *apply, *last])
 
 
 def _end(row: Row, op: str, built: tuple[int, ...], scale: tuple[int, ...]) -> Any:
