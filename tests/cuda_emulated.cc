@@ -18,7 +18,10 @@ static void** arguments;
 static unsigned char* shared_memory;
 // In which order threads and blocks run: the other way round at every other launch, and threads at every
 // other block. Between two barriers each thread is so before each other one at some time.
-static bool backward;
+#ifndef BEGIN_BACKWARD
+#define BEGIN_BACKWARD false
+#endif
+static bool backward = BEGIN_BACKWARD;
 
 void fail(const char* why) {
   fprintf(stderr, "emulated GPU: %s\n", why);

@@ -58,7 +58,7 @@ def test_operators_give_what_their_references_give(group: str, emulator: Emulato
 
 def test_a_new_token_is_attended_to_in_any_order_of_blocks(emulator: Emulator) -> None:
     """Of blocks that share a key head, one writes it: the others may have run before it, or not yet."""
-    found = run(emulator, "parts", "1", "BLOCK_AT(n,blocks)=(blocks)-1-(n)")
+    found = run(emulator, "parts", "1", "BEGIN_BACKWARD=true")
     assert len(found) == 6 and not [case for case in found if case[1]]
 
 
